@@ -6,7 +6,7 @@ Used from the event loop's thread only.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
 from dataclasses import replace
 from typing import Any
 
@@ -53,8 +53,8 @@ class StateStore:
             await self._changed.wait()
         return self._snapshot
 
-    async def changes(self) -> AsyncIterator[Snapshot]:
-        """Yield the snapshot now and after every change, conflated."""
+    async def changes(self) -> AsyncGenerator[Snapshot, None]:
+        """Yield the snapshot now and after every change, conflated; close it when done."""
         seen = -1
         while True:
             if seen == self.revision:
