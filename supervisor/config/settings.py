@@ -10,17 +10,21 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr, model_validator
+
+from supervisor.config.units import parse_rate_bytes_per_s, parse_size_bytes
 
 Port = Annotated[int, Field(ge=1, le=65535)]
 Seconds = Annotated[float, Field(ge=0)]
+Size = Annotated[str, AfterValidator(lambda text: parse_size_bytes(text) and text)]
+Rate = Annotated[str, AfterValidator(lambda text: parse_rate_bytes_per_s(text) and text)]
 Percent = Annotated[float, Field(gt=0, le=100)]
 
 
 class Section(BaseModel):
     """Base of all tables: frozen, and a key that nobody knows is an error."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=False)
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class Tier(StrEnum):
@@ -285,7 +289,10 @@ class ModelsSection(Section):
     downloads_directory: Path | None = Field(
         None, description="Folder whose files are sorted into the models folder."
     )
-    bundles: tuple[str, ...] = Field((), description="Bundles of the catalog to fetch.")
+    bundles: tuple[str, ...] = Field(
+        ("vibevoice", "controlnet", "wan_720p"),
+        description="Bundles of the catalog to fetch; one that does not fit is skipped.",
+    )
     selectors: dict[str, str] = Field(
         default_factory=dict, description="Choices of bundles, like QWEN_EDIT_MODEL."
     )
@@ -297,7 +304,7 @@ class ModelsSection(Section):
     connections: int = Field(16, ge=1, le=64, description="Connections per file, at most.")
     concurrent_files: int = Field(8, ge=1, le=64, description="Files at once, at most.")
     per_host: int = Field(32, ge=1, le=256, description="Connections per host, at most.")
-    rate_limit: str | None = Field(None, description='Cap of all downloads, like "100MB/s".')
+    rate_limit: Rate | None = Field(None, description='Cap of all downloads, like "100MB/s".')
     require: Literal["none", "required", "all"] = Field(
         "required", description="Which models readiness waits for."
     )
@@ -312,7 +319,7 @@ class ModelsSection(Section):
     fsync: bool = Field(True, description="Flush a file to the disk before it is published.")
     organize: bool = Field(True, description="Sort files of downloads_directory by kind.")
     store: Path | None = Field(None, description="Content-addressed store shared by pods.")
-    store_budget: str | None = Field(None, description='Evict beyond this, like "500GB".')
+    store_budget: Size | None = Field(None, description='Evict beyond this, like "500GB".')
 
 
 class SyncSection(Section):
@@ -349,7 +356,7 @@ class SyncSection(Section):
     rescan_interval_s: Annotated[float, Field(ge=1)] = Field(
         30.0, description="Full look at the folder, in case an event was lost."
     )
-    rate_limit: str | None = Field(None, description='Cap of all uploads, like "50MB/s".')
+    rate_limit: Rate | None = Field(None, description='Cap of all uploads, like "50MB/s".')
     restore: tuple[Literal["workflows", "input", "settings"], ...] = Field(
         (), description="What comes back from the bucket at boot."
     )
