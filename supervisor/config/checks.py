@@ -1,0 +1,144 @@
+"""What single values cannot show: settings that contradict each other."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import signal
+from collections.abc import Iterator
+from urllib.parse import urlsplit
+
+from supervisor.config.keys import KeyPath, dotted
+from supervisor.config.layers import Layers
+from supervisor.config.problems import nearest, shown
+from supervisor.config.settings import LiveCheck, ReadyCheck, ServiceSection, Settings
+from supervisor.errors import ConfigProblem
+
+BUILTIN_SERVICES = ("comfyui", "jupyter", "filebrowser", "ssh")
+_SERVICE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
+_TCP = re.compile(r"(\[[^\]]+\]|[^:\s]+):\d{1,5}")
+
+
+def cross_problems(settings: Settings, layers: Layers) -> Iterator[ConfigProblem]:
+    """Find every contradiction and every text that its later user would refuse."""
+    for path, value, reason, hint in _findings(settings):
+        yield ConfigProblem(
+            key=dotted(path),
+            value=shown(path, value),
+            source=layers.origin(path),
+            reason=reason,
+            hint=hint,
+        )
+
+
+def cross_warnings(settings: Settings) -> Iterator[str]:
+    """Find what is probably not meant but can be lived with."""
+    idle = settings.idle
+    if idle.enabled and idle.action in ("stop", "terminate") and not idle.dry_run:
+        missing = [
+            variable
+            for variable, value in (
+                ("RUNPOD_POD_ID", idle.pod_id),
+                ("RUNPOD_API_KEY", idle.api_key),
+            )
+            if not value
+        ]
+        if missing:
+            yield (
+                f"idle shutdown cannot call RunPod's API without {' and '.join(missing)}; "
+                "only runpodctl can stop the pod then"
+            )
+
+
+_Finding = tuple[KeyPath, object, str, str | None]
+
+
+def _findings(settings: Settings) -> Iterator[_Finding]:
+    yield from _ports(settings)
+    yield from _sync(settings)
+    for path, text in ((("comfyui", "args"), settings.comfyui.args),):
+        try:
+            shlex.split(text)
+        except ValueError as error:
+            yield path, text, f"cannot be split like a shell does: {error}", "close the quotes"
+    if settings.idle.enabled and settings.idle.action == "command" and not settings.idle.command:
+        hint = 'set command = ["program", "argument"] in [idle]'
+        yield ("idle", "action"), "command", "needs idle.command", hint
+    for name, service in settings.services.items():
+        yield from _service(name, service)
+
+
+def _ports(settings: Settings) -> Iterator[_Finding]:
+    jupyter, ssh = settings.jupyter, settings.ssh
+    candidates = (
+        ("health", settings.health.port, settings.health.port != 0),
+        ("comfyui", settings.comfyui.port, settings.comfyui.enabled),
+        ("jupyter", jupyter.port, _on(jupyter.enabled, implied=jupyter.token)),
+        ("filebrowser", settings.filebrowser.port, settings.filebrowser.enabled),
+        ("ssh", ssh.port, _on(ssh.enabled, implied=ssh.public_key)),
+    )
+    taken: dict[int, str] = {}
+    for section, port, used in candidates:
+        if not used:
+            continue
+        if port in taken:
+            reason = f"is also the port of {taken[port]}.port"
+            yield (section, "port"), port, reason, "give one of the two another port"
+        taken.setdefault(port, section)
+
+
+def _on(enabled: bool | None, *, implied: object) -> bool:
+    return bool(implied) if enabled is None else enabled
+
+
+def _sync(settings: Settings) -> Iterator[_Finding]:
+    sync = settings.sync
+    if sync.target != "s3" or sync.enabled is False:
+        return
+    needed = (
+        ("endpoint", sync.endpoint, "R2_ENDPOINT"),
+        ("access_key_id", sync.access_key_id, "R2_ACCESS_KEY_ID"),
+        ("secret_access_key", sync.secret_access_key, "R2_SECRET_ACCESS_KEY"),
+    )
+    missing = [(key, variable) for key, value, variable in needed if not value]
+    if missing:
+        keys = ", ".join(f"sync.{key}" for key, _ in missing)
+        variables = ", ".join(variable for _, variable in missing)
+        hint = f"set {variables} (or their _FILE variants), or ENABLE_R2_SYNC=false"
+        yield ("sync", "target"), "s3", f"needs {keys}", hint
+    if sync.endpoint and urlsplit(sync.endpoint).scheme not in ("http", "https"):
+        hint = "like https://<account>.r2.cloudflarestorage.com"
+        yield ("sync", "endpoint"), sync.endpoint, "must be an http(s) URL", hint
+
+
+def _service(name: str, service: ServiceSection) -> Iterator[_Finding]:
+    path: KeyPath = ("services", name)
+    if not _SERVICE_NAME.fullmatch(name):
+        reason = "must be made of letters, digits, dots, dashes and underscores"
+        yield path, None, f"as a service's name {reason}", None
+    if name in BUILTIN_SERVICES:
+        hint = f"change the built-in one in [{name}], or choose another name"
+        yield path, None, "is the name of a built-in service", hint
+    known = signal.Signals.__members__
+    stop_signal = service.stop_signal
+    if stop_signal not in known:
+        wanted = f"SIG{stop_signal.upper().removeprefix('SIG')}"
+        suggestion = f"did you mean {wanted}?" if wanted in known else nearest(wanted, known)
+        yield (*path, "stop_signal"), stop_signal, "is not a signal", suggestion
+    for part in ("ready", "live"):
+        check = getattr(service, part)
+        if check is not None:
+            yield from _check((*path, part), check)
+
+
+def _check(path: KeyPath, check: ReadyCheck | LiveCheck) -> Iterator[_Finding]:
+    if check.http is not None and urlsplit(check.http).scheme not in ("http", "https"):
+        yield (*path, "http"), check.http, "must be an http(s) URL", "like http://127.0.0.1:8020/"
+    if check.tcp is not None and not _TCP.fullmatch(check.tcp):
+        yield (*path, "tcp"), check.tcp, "must be host:port", "like 127.0.0.1:8020"
+    for part in ("body", "log"):
+        pattern = getattr(check, part, None)
+        try:
+            re.compile(pattern or "")
+        except re.error as error:
+            yield (*path, part), pattern, f"is not a regular expression: {error}", None
