@@ -35,6 +35,7 @@ class GpuFacts:
     driver: str | None = None
     cuda: str | None = None  # the newest CUDA version the driver supports, "12.8"
     error: str | None = None  # one sentence, when NVML is missing, fails or hangs
+    uncertain: bool = False  # NVML could not tell (hang, failure): a GPU may be there
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +63,7 @@ class MountFacts:
     total_bytes: int
     free_bytes: int
     writable: bool
+    exists: bool = True  # the path itself; the numbers are its nearest parent's when not
 
     @property
     def network(self) -> bool:
@@ -98,6 +100,7 @@ class HostFacts:
     mounts: Mapping[Path, MountFacts] = field(default_factory=dict)  # by the path asked for
     tcmalloc: Path | None = None  # a library that was seen to load
     sysctl_writable: bool = False
+    memory_available_bytes: int | None = None  # of the machine, MemAvailable at the probe
 
     @property
     def memory_bytes(self) -> int:
@@ -119,6 +122,10 @@ class ComfyUIFacts:
     flags: Mapping[str, tuple[str, ...]] | None = None
     flags_source: str | None = None  # "cli_args.py" or "--help"
     error: str | None = None
+    arity: Mapping[str, str] = field(default_factory=dict)  # option → argparse nargs, "0" = switch
+    exclusive: tuple[frozenset[str], ...] = ()  # groups of which one option may be given
+    torch: str | None = None  # version in the interpreter's site-packages
+    cgroup_aware: bool = False  # it sizes its RAM use from the cgroup by itself
 
     def accepts(self, flag: str) -> bool:
         """Whether ``flag`` (with its dashes) may be passed; unknown parser = no."""

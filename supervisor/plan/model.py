@@ -20,11 +20,23 @@ class Skipped:
 
 
 @dataclass(frozen=True, slots=True)
+class StoragePlan:
+    """Whether the workspace survives the pod, and what it is made of."""
+
+    mode: str = "ephemeral"  # or "persistent"
+    kind: str | None = None  # file-system type of the workspace
+    network: bool = False
+    free_bytes: int | None = None
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class SyncPlan:
     """Where finished outputs go. Secrets are not here; the syncer gets the settings."""
 
     enabled: bool = False
     source: Path | None = None
+    folder: Path | None = None  # the target when it is a folder, default filled in
     target: str = ""  # "s3://bucket/prefix" or a folder
     reason: str = ""
 
@@ -58,3 +70,5 @@ class Plan:
     output_directory: Path | None = None
     workspace: Path | None = None
     directories: tuple[Path, ...] = ()
+    storage: StoragePlan = StoragePlan()
+    sysctl: Mapping[str, str] = field(default_factory=dict)  # key → value to write at boot

@@ -199,3 +199,5 @@ class ServiceSpec:
     planner_flags: tuple[str, ...] = ()  # flags the planner added: droppable on exit 2
     reasons: tuple[str, ...] = ()
     prepare: tuple[PrepareStep, ...] = ()  # done in order before every start
+    unavailable: str | None = None  # why it cannot be started at all: shown as failed
+    hint: str | None = None  # what to do about it
