@@ -17,19 +17,19 @@ FORWARDED = sorted(
     - TERMINAL_STOPS
 )
 
-REPORTER = f"""
+REPORTER = """
 import os, signal, sys, time
 name = "child"
 if os.fork() == 0:
     name = "grandchild"
 received = []
-for number in signal.valid_signals() - {{9, 17, 19}}:
+for number in signal.valid_signals() - {9, 17, 19}:
     signal.signal(number, lambda got, _frame: received.append(int(got)))
-os.write(1, f"{{name}} ready\\n".encode())
+os.write(1, f"{name} ready\\n".encode())
 while True:
     while received:
         number = received.pop(0)
-        os.write(1, f"{{name}} {{number}}\\n".encode())
+        os.write(1, f"{name} {number}\\n".encode())
         if number == signal.SIGUSR1:
             os._exit(0)
     time.sleep(0.002)
