@@ -1,0 +1,487 @@
+"""Runs all downloads: order, concurrency, retries, progress. The engine moves the bytes."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
+from itertools import count
+from pathlib import Path
+
+import anyio
+import anyio.abc
+
+from supervisor.config.settings import ModelsSection
+from supervisor.core.events import EventBus, Severity
+from supervisor.core.retry import Backoff
+from supervisor.core.state import StateStore
+from supervisor.core.status import DownloadState
+from supervisor.download.request import (
+    Downloader,
+    DownloadRequest,
+    Progress,
+    Resolved,
+    Resolver,
+    TransferResult,
+)
+from supervisor.errors import (
+    ControlError,
+    DiskFullError,
+    PermanentTransferError,
+    TransferError,
+    TransientTransferError,
+)
+from supervisor.models.preflight import Preflight, free_bytes, os_error
+from supervisor.models.queue import Job, RateMeter, summarise
+from supervisor.models.requests import required_names, same_file
+from supervisor.models.room import human_bytes
+
+log = logging.getLogger("supervisor.models")
+
+_PUBLISH_INTERVAL_S = 0.25
+_REPORT_INTERVAL_S = 30.0
+# Tries at the quick pace when the settings leave it to us; then one every few minutes.
+_QUICK_TRIES = 5
+_QUICK = Backoff(initial_s=2.0, max_s=30.0)
+_SLOW = Backoff(initial_s=300.0, max_s=300.0)
+# An address found while preparing is still good for the engine's first connection.
+_RESOLVED_FRESH_S = 60.0
+
+
+class ModelManager:
+    """Downloads what is asked for, required and small files first.
+
+    One file's failure never stops the others: permanent errors fail that file at once,
+    anything else is tried again for ever, ever more slowly. ``fetched_bytes`` (by source)
+    and ``failures`` (by source and reason) feed the metrics.
+    """
+
+    def __init__(
+        self,
+        *,
+        settings: ModelsSection,
+        state: StateStore,
+        bus: EventBus,
+        downloader: Downloader,
+        resolvers: Mapping[str, Resolver],
+        free: Callable[[Path], int] = free_bytes,
+        quick: Backoff = _QUICK,
+        slow: Backoff = _SLOW,
+        give_up_after: int | None = None,
+    ) -> None:
+        """``give_up_after`` failed tries a file counts as failed; None never gives up."""
+        self._settings = settings
+        self._state = state
+        self._bus = bus
+        self._downloader = downloader
+        self._resolvers = resolvers
+        self._preflight = Preflight(resolvers, free)
+        self._quick, self._slow = quick, slow
+        self._give_up_after = give_up_after
+        self._jobs: dict[str, Job] = {}
+        self._seq = count()
+        self._wake = anyio.Event()
+        self._changed = anyio.Event()
+        self._preparing = False
+        self._meter = RateMeter()
+        self.fetched_bytes: dict[str, int] = {}
+        self.failures: dict[tuple[str, str], int] = {}
+
+    # -- what others call ---------------------------------------------------------------
+
+    def enqueue(self, requests: Iterable[DownloadRequest]) -> None:
+        """Take requests in before ``run``, so that status shows them from the start."""
+        for request in requests:
+            self._insert(request)
+        self._publish()
+
+    async def run(
+        self,
+        requests: Sequence[DownloadRequest] = (),
+        *,
+        task_status: anyio.abc.TaskStatus[None] = anyio.TASK_STATUS_IGNORED,
+    ) -> None:
+        """Download until cancelled; partial files stay and are resumed by a later run."""
+        self.enqueue(requests)
+        task_status.started()
+        async with anyio.create_task_group() as group:
+            group.start_soon(self._report_progress)
+            while True:
+                self._wake = anyio.Event()
+                with anyio.move_on_after(self._dispatch(group)):
+                    await self._wake.wait()
+
+    async def run_until_done(self, requests: Sequence[DownloadRequest]) -> bool:
+        """Download everything and return whether all of it is in place."""
+        async with anyio.create_task_group() as group:
+            await group.start(self.run, requests)
+            await self.wait_until_idle()
+            group.cancel_scope.cancel()
+        return not any(j.state is DownloadState.FAILED for j in self._jobs.values())
+
+    async def wait_until_idle(self) -> None:
+        """Return when every file is in place, failed or skipped, and the state says so."""
+        while not all(job.ended for job in self._jobs.values()):
+            await self._changed.wait()
+        self._publish()
+
+    @property
+    def busy(self) -> bool:
+        """Whether bytes are moving (the pod is not idle)."""
+        return any(job.running for job in self._jobs.values())
+
+    @property
+    def requests(self) -> tuple[DownloadRequest, ...]:
+        """Everything that was asked for, in order of arrival."""
+        return tuple(job.request for job in self._jobs.values())
+
+    def add(self, request: DownloadRequest, *, now: bool = False) -> None:
+        """Take one more file in; ``now`` puts it before all others.
+
+        A file that failed or was cancelled is tried again.
+
+        Raises:
+            ControlError: another file already has that destination.
+        """
+        known = self._jobs.get(request.name)
+        if known is not None and not same_file(known.request, request):
+            raise ControlError(
+                f"Cannot add {request.name}: {known.request.url} has that destination",
+                status=409,
+                code="conflict",
+            )
+        if known is None:
+            self._insert(request, urgent=now)
+        elif known.ended:
+            self._requeue(known, urgent=now)
+        elif now:
+            known.urgent = True
+        self._touch()
+
+    def prioritise(self, name: str) -> None:
+        """Put a waiting file first; it does not wait for a free slot.
+
+        Raises:
+            ControlError: there is no such file.
+        """
+        self._find(name).urgent = True
+        self._touch()
+
+    def retry(self, name: str) -> None:
+        """Try a failed or cancelled file again, or a waiting one at once.
+
+        Raises:
+            ControlError: there is no such file.
+        """
+        job = self._find(name)
+        if job.ended and job.state is not DownloadState.DONE:
+            self._requeue(job, urgent=job.urgent)
+        job.not_before_s = 0.0
+        self._touch()
+
+    def cancel(self, name: str) -> None:
+        """Stop a file and leave it out; its partial bytes stay for a later retry.
+
+        Raises:
+            ControlError: there is no such file, or it is already in place.
+        """
+        job = self._find(name)
+        if job.state is DownloadState.DONE:
+            raise ControlError(
+                f"Cannot cancel {name}: it is already in place", status=409, code="conflict"
+            )
+        self._end(job, DownloadState.SKIPPED, error="cancelled")
+        self._bus.publish("download.cancelled", f"{name}: cancelled", subject=name)
+        if job.scope is not None:
+            job.scope.cancel()
+
+    # -- jobs ---------------------------------------------------------------------------
+
+    def _find(self, name: str) -> Job:
+        try:
+            return self._jobs[name]
+        except KeyError:
+            raise ControlError(
+                f"Cannot find a download named {name}", status=404, code="not-found"
+            ) from None
+
+    def _insert(self, request: DownloadRequest, *, urgent: bool = False) -> None:
+        known = self._jobs.get(request.name)
+        if known is None:
+            self._jobs[request.name] = Job(request, next(self._seq), urgent=urgent)
+        elif not same_file(known.request, request):
+            # The first one wins: an earlier source in the list has precedence.
+            self._failure(request, PermanentTransferError(f"{request.url} clashes with another"))
+        self._demand()
+
+    def _requeue(self, job: Job, *, urgent: bool) -> None:
+        job.state, job.urgent, job.prepared = DownloadState.QUEUED, urgent, False
+        job.error = job.hint = job.resolved = None
+        job.attempt, job.not_before_s, job.mirror = 0, 0.0, 0
+
+    def _demand(self) -> None:
+        """Tell readiness which files it waits for."""
+        names = required_names(self.requests, self._settings.require)
+        self._state.update(required_downloads=names)
+
+    def _dispatch(self, group: anyio.abc.TaskGroup) -> float:
+        """Start what may start; return the seconds until something else becomes due."""
+        now_s = anyio.current_time()
+        waiting = [
+            j for j in self._jobs.values() if j.state is DownloadState.QUEUED and not j.running
+        ]
+        if not self._preparing and any(not j.prepared for j in waiting):
+            self._preparing = True
+            group.start_soon(self._prepare, [j for j in waiting if not j.prepared])
+        ready = sorted(
+            (j for j in waiting if j.prepared and j.not_before_s <= now_s), key=lambda j: j.order
+        )
+        running = sum(1 for j in self._jobs.values() if j.running)
+        for job in ready:
+            # What somebody waits for right now does not queue behind large files.
+            if running >= self._settings.concurrent_files + (1 if job.urgent else 0):
+                break
+            job.scope = anyio.CancelScope()
+            group.start_soon(self._work, job, job.scope)
+            running += 1
+        later = [j.not_before_s - now_s for j in waiting if j.not_before_s > now_s]
+        return min(later, default=3600.0)
+
+    async def _prepare(self, jobs: list[Job]) -> None:
+        """Learn sizes and names, then refuse what the disk cannot take."""
+        try:
+            await self._preflight.look(jobs)
+            moving = [j for j in self._jobs.values() if j.running]
+            refused = await self._preflight.without_room(jobs, moving)
+            for job in jobs:
+                job.prepared = True
+                if job.request.name in refused and not job.ended:
+                    reason = refused[job.request.name]
+                    self._fail(
+                        job,
+                        DiskFullError(
+                            f"Cannot fetch {job.request.name}: {reason}",
+                            hint="free space, or use a larger volume; then retry it",
+                        ),
+                    )
+        finally:
+            self._preparing = False
+            self._touch()
+
+    async def _work(self, job: Job, scope: anyio.CancelScope) -> None:
+        """Carry one job out; never raises but for cancellation."""
+        with scope:
+            try:
+                await self._attempt(job)
+            except TransientTransferError as exc:
+                self._postpone(job, exc)
+            except TransferError as exc:
+                self._fail_or_next_mirror(job, exc)
+            except OSError as exc:
+                self._fail(job, os_error(job.request, exc))
+            except Exception:
+                log.exception("unexpected error while fetching %s", job.request.name)
+                self._fail(job, PermanentTransferError(f"Cannot fetch {job.request.name}: bug"))
+        job.scope = None
+        job.rate_bytes_per_s = 0.0
+        self._touch()
+
+    async def _attempt(self, job: Job) -> None:
+        job.state, job.started_s = DownloadState.ACTIVE, anyio.current_time()
+        self._touch()
+        if job.request.directory:
+            await self._unfold(job)
+            return
+        request = _mirrored(job)
+        resolver = self._resolver(request)
+        seen = [-1]
+
+        def progress(step: Progress) -> None:
+            self._on_progress(job, step, seen)
+
+        fetch = getattr(resolver, "fetch", None)
+        if fetch is not None:
+            result: TransferResult = await fetch(request, progress)
+        else:
+            once = _ResolvedAhead(resolver, self._take_resolved(job))
+            result = await self._downloader.fetch(request, once, progress)
+        self._finish(job, result)
+
+    async def _unfold(self, job: Job) -> None:
+        """Replace a folder, or a file without a name, by the files it stands for."""
+        children = await self._preflight.expand(job.request)
+        self._jobs.pop(job.request.name, None)
+        job.state = DownloadState.SKIPPED
+        for child in children:
+            self._insert(child, urgent=job.urgent)
+        self._demand()
+
+    def _resolver(self, request: DownloadRequest) -> Resolver:
+        try:
+            return self._resolvers[request.source]
+        except KeyError:
+            raise PermanentTransferError(
+                f"Cannot fetch {request.name}: there is no source called {request.source}"
+            ) from None
+
+    def _take_resolved(self, job: Job) -> Resolved | None:
+        resolved, job.resolved = job.resolved, None
+        fresh = anyio.current_time() - job.resolved_s < _RESOLVED_FRESH_S
+        return resolved if fresh and job.mirror == 0 else None
+
+    # -- outcomes -----------------------------------------------------------------------
+
+    def _on_progress(self, job: Job, step: Progress, seen: list[int]) -> None:
+        if job.ended:
+            return
+        # The first step of a resumed file counts what was there before.
+        if seen[0] >= 0:
+            gained = max(step.bytes_done - seen[0], 0)
+            self._meter.add(gained, anyio.current_time())
+        seen[0] = step.bytes_done
+        if step.bytes_done > job.bytes_done:
+            job.attempt = 0
+        if step.state in (DownloadState.ACTIVE, DownloadState.VERIFYING):
+            job.state = step.state
+        job.bytes_done = step.bytes_done
+        if step.bytes_total is not None:
+            job.bytes_total = step.bytes_total
+        job.rate_bytes_per_s = step.rate_bytes_per_s
+        job.error = step.message
+        self._changed.set()
+
+    def _finish(self, job: Job, result: TransferResult) -> None:
+        if job.ended:  # cancelled in the very last moment
+            return
+        source = job.request.source
+        self.fetched_bytes[source] = self.fetched_bytes.get(source, 0) + result.bytes_fetched
+        job.bytes_total = job.bytes_done = result.size_bytes
+        self._end(job, DownloadState.DONE)
+        took_s = anyio.current_time() - job.started_s
+        size = human_bytes(result.size_bytes)
+        if result.bytes_fetched:
+            rate = human_bytes(result.bytes_fetched / max(took_s, 0.001))
+            message = f"{job.request.name}: {size} in {took_s:.1f} s ({rate}/s)"
+        else:
+            message = f"{job.request.name}: already in place ({size})"
+        log.info("%s", message)
+        self._bus.publish(
+            "download.done",
+            message,
+            subject=job.request.name,
+            source=source,
+            bytes_fetched=result.bytes_fetched,
+            size_bytes=result.size_bytes,
+        )
+
+    def _postpone(self, job: Job, exc: TransientTransferError) -> None:
+        if job.ended:
+            return
+        job.attempt += 1
+        if self._give_up_after is not None and job.attempt >= self._give_up_after:
+            self._fail_or_next_mirror(job, exc)
+            return
+        quick_tries = self._settings.retry_attempts or _QUICK_TRIES
+        pace = self._quick if job.attempt <= quick_tries else self._slow
+        delay_s = max(pace.delay_s(job.attempt - 1), exc.retry_after_s or 0.0)
+        job.state, job.error, job.hint = DownloadState.QUEUED, exc.message, exc.hint
+        job.not_before_s = anyio.current_time() + delay_s
+        message = f"{exc.message}; next try in {delay_s:.0f} s"
+        log.warning("%s", message)
+        self._bus.publish(
+            "download.retry",
+            message,
+            severity=Severity.WARNING,
+            subject=job.request.name,
+            attempt=job.attempt,
+        )
+
+    def _fail_or_next_mirror(self, job: Job, exc: TransferError) -> None:
+        local = isinstance(exc, DiskFullError)
+        if job.mirror < len(job.request.mirrors) and not local and not job.ended:
+            job.mirror += 1
+            job.attempt, job.state = 0, DownloadState.QUEUED
+            log.warning("%s; trying mirror %d", exc.message, job.mirror)
+            return
+        self._fail(job, exc)
+
+    def _fail(self, job: Job, exc: TransferError) -> None:
+        if job.ended:
+            return
+        self._end(job, DownloadState.FAILED, error=exc.message, hint=exc.hint)
+        self._failure(job.request, exc)
+
+    def _failure(self, request: DownloadRequest, exc: TransferError) -> None:
+        reason = type(exc).__name__.removesuffix("Error")
+        key = (request.source, reason)
+        self.failures[key] = self.failures.get(key, 0) + 1
+        log.error("%s%s", exc.message, f" (hint: {exc.hint})" if exc.hint else "")
+        self._bus.publish(
+            "download.failed",
+            exc.message,
+            severity=Severity.ERROR,
+            subject=request.name,
+            source=request.source,
+            reason=reason,
+            hint=exc.hint,
+        )
+
+    def _end(
+        self, job: Job, state: DownloadState, *, error: str | None = None, hint: str | None = None
+    ) -> None:
+        job.state, job.error, job.hint = state, error, hint
+        job.rate_bytes_per_s = 0.0
+        self._touch()
+
+    # -- telling ------------------------------------------------------------------------
+
+    def _touch(self) -> None:
+        self._wake.set()
+        self._changed.set()
+
+    def _publish(self) -> None:
+        rate = self._meter.rate(anyio.current_time()) if self.busy else 0.0
+        self._state.update(downloads=summarise(self._jobs.values(), rate))
+
+    async def _report_progress(self) -> None:
+        """Bring the state up to date, at most four times a second; log now and then."""
+        next_line_s = anyio.current_time() + _REPORT_INTERVAL_S
+        while True:
+            # With nothing moving nothing changes by itself; a stall must show as such.
+            with anyio.move_on_after(1.0 if self.busy else None):
+                await self._changed.wait()
+            self._changed = anyio.Event()
+            self._publish()
+            if self.busy and anyio.current_time() >= next_line_s:
+                next_line_s = anyio.current_time() + _REPORT_INTERVAL_S
+                log.info("%s", self._line())
+            await anyio.sleep(_PUBLISH_INTERVAL_S)
+
+    def _line(self) -> str:
+        status = self._state.snapshot.downloads
+        eta = f", {status.eta_s:.0f} s left" if status.eta_s is not None else ""
+        return (
+            f"models: {status.done} of {status.total} files, {human_bytes(status.bytes_done)} of "
+            f"{human_bytes(status.bytes_total)}, {human_bytes(status.rate_bytes_per_s)}/s{eta}"
+        )
+
+
+class _ResolvedAhead:
+    """A resolver whose first answer is already there."""
+
+    def __init__(self, resolver: Resolver, first: Resolved | None) -> None:
+        self._resolver = resolver
+        self._first = first
+
+    async def resolve(self, request: DownloadRequest) -> Resolved:
+        """Give the known answer once, then ask."""
+        first, self._first = self._first, None
+        return first or await self._resolver.resolve(request)
+
+
+def _mirrored(job: Job) -> DownloadRequest:
+    """The request, pointed at the mirror in use."""
+    if job.mirror == 0:
+        return job.request
+    mirror = job.request.mirrors[job.mirror - 1]
+    return replace(job.request, source="http", url=mirror, reference=mirror, mirrors=())

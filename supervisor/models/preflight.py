@@ -1,0 +1,204 @@
+"""What can be known before the first byte: names, sizes, access, room."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import anyio
+import anyio.to_thread
+
+from supervisor.core.status import DownloadState
+from supervisor.download.request import DownloadRequest, Resolved, Resolver
+from supervisor.errors import DiskFullError, PermanentTransferError, SupervisorError, TransferError
+from supervisor.models.folders import safe_file_name
+from supervisor.models.queue import Job
+from supervisor.models.room import Need, without_room
+
+_AT_ONCE = 8
+# Files whose size is known need not wait longer than this for the others.
+_DEADLINE_S = 20.0
+
+
+@dataclass(frozen=True, slots=True)
+class Checked:
+    """The answer of ``check`` for one file."""
+
+    request: DownloadRequest
+    resolved: Resolved | None = None
+    in_place: bool = False
+    error: SupervisorError | None = None
+
+    @property
+    def ok(self) -> bool:
+        """Whether it can be had."""
+        return self.error is None
+
+    @property
+    def size_bytes(self) -> int | None:
+        """The announced size, else the expected one."""
+        if self.resolved is not None and self.resolved.size_bytes is not None:
+            return self.resolved.size_bytes
+        return self.request.size_bytes
+
+
+class Preflight:
+    """Asks the sources without fetching a byte of payload."""
+
+    def __init__(
+        self, resolvers: Mapping[str, Resolver], free: Callable[[Path], int] | None = None
+    ) -> None:
+        self._resolvers = resolvers
+        self._free = free or free_bytes
+        self._limit = anyio.CapacityLimiter(_AT_ONCE)
+
+    async def expand(self, request: DownloadRequest) -> tuple[DownloadRequest, ...]:
+        """Turn a folder, or a file without a name, into files with destinations.
+
+        Raises:
+            TransferError: the source cannot say.
+        """
+        if not request.directory:
+            return (request,)
+        resolver = self._resolver(request)
+        expand = getattr(resolver, "expand", None)
+        if expand is not None:
+            children: tuple[DownloadRequest, ...] = await expand(request)
+            return children
+        resolved = await resolver.resolve(request)
+        name = safe_file_name(resolved.file_name or "")
+        if name is None:
+            raise PermanentTransferError(
+                f"Cannot fetch {request.name}: the server does not name the file",
+                hint='say how to call it, for example to = "loras/name.safetensors"',
+            )
+        prefix = request.name.rpartition("/")[0]
+        return (
+            replace(
+                request,
+                name=f"{prefix}/{name}".lstrip("/"),
+                destination=request.destination / name,
+                directory=False,
+            ),
+        )
+
+    async def check(self, requests: Iterable[DownloadRequest]) -> list[Checked]:
+        """Resolve everything side by side: size, hash, access. Order is kept."""
+        answers: dict[int, list[Checked]] = {}
+        async with anyio.create_task_group() as group:
+            for index, request in enumerate(requests):
+                group.start_soon(self._check_into, answers, index, request)
+        return [checked for index in sorted(answers) for checked in answers[index]]
+
+    async def look(self, jobs: Sequence[Job]) -> None:
+        """Ask for sizes nobody knows, under a deadline. Trouble is left to the transfer."""
+        unknown = [
+            j for j in jobs if j.size_bytes is None and not j.request.directory and not j.ended
+        ]
+        with anyio.move_on_after(_DEADLINE_S):
+            async with anyio.create_task_group() as group:
+                for job in unknown:
+                    group.start_soon(self._size_up, job)
+
+    async def without_room(self, jobs: Sequence[Job], moving: Sequence[Job]) -> dict[str, str]:
+        """Return the names among ``jobs`` that the disk cannot take, with the numbers.
+
+        What ``moving`` still has to write is taken as spoken for.
+        """
+        return await anyio.to_thread.run_sync(self._without_room, list(jobs), list(moving))
+
+    def _without_room(self, jobs: list[Job], moving: list[Job]) -> dict[str, str]:
+        by_device: defaultdict[int, list[Job]] = defaultdict(list)
+        for job in jobs:
+            by_device[_existing(job.request.destination).stat().st_dev].append(job)
+        refused: dict[str, str] = {}
+        for device, members in by_device.items():
+            where = _existing(members[0].request.destination)
+            spoken_for = sum(
+                max((j.size_bytes or 0) - j.bytes_done, 0)
+                for j in moving
+                if _existing(j.request.destination).stat().st_dev == device
+            )
+            needs = [_need(j) for j in sorted(members, key=lambda j: j.order)]
+            refused |= without_room(needs, free_bytes=max(self._free(where) - spoken_for, 0))
+        return refused
+
+    async def _size_up(self, job: Job) -> None:
+        async with self._limit:
+            try:
+                if await anyio.to_thread.run_sync(job.request.destination.exists):
+                    return
+                job.resolved = await self._resolver(job.request).resolve(job.request)
+            except TransferError:
+                return  # the transfer meets it again and reports it
+            job.resolved_s = anyio.current_time()
+            job.bytes_total = job.resolved.size_bytes
+
+    async def _check_into(
+        self, answers: dict[int, list[Checked]], index: int, request: DownloadRequest
+    ) -> None:
+        async with self._limit:
+            try:
+                children = await self.expand(request)
+            except TransferError as exc:
+                answers[index] = [Checked(request, error=exc)]
+                return
+            answers[index] = [await self._check_one(child) for child in children]
+
+    async def _check_one(self, request: DownloadRequest) -> Checked:
+        size = await anyio.to_thread.run_sync(_size_of, request.destination)
+        in_place = size is not None and request.size_bytes in (None, size)
+        try:
+            resolved = await self._resolver(request).resolve(request)
+        except TransferError as exc:
+            return Checked(request, in_place=in_place, error=exc)
+        in_place = in_place and resolved.size_bytes in (None, size)
+        return Checked(request, resolved, in_place)
+
+    def _resolver(self, request: DownloadRequest) -> Resolver:
+        try:
+            return self._resolvers[request.source]
+        except KeyError:
+            raise PermanentTransferError(
+                f"Cannot fetch {request.name}: there is no source called {request.source}"
+            ) from None
+
+
+def free_bytes(path: Path) -> int:
+    """Bytes that an unprivileged user may still write below ``path``."""
+    return shutil.disk_usage(_existing(path)).free
+
+
+def os_error(request: DownloadRequest, exc: OSError) -> TransferError:
+    """Translate a local error into what a person has to do."""
+    message = f"Cannot write {request.destination}: {exc.strerror or exc}"
+    if exc.errno in (errno.ENOSPC, errno.EDQUOT):
+        return DiskFullError(message, hint="free space, or use a larger volume; then retry it")
+    return PermanentTransferError(message, hint="check that the models folder is writable")
+
+
+def _need(job: Job) -> Need:
+    size = job.size_bytes
+    if size is None or job.state is not DownloadState.QUEUED:
+        return Need(job.request.name, None)
+    there = _size_of(job.request.destination)
+    return Need(job.request.name, 0 if there == size else max(size - job.bytes_done, 0))
+
+
+def _existing(path: Path) -> Path:
+    for candidate in (path, *path.parents):
+        if candidate.exists():
+            return candidate
+    return Path(path.anchor or os.curdir)
+
+
+def _size_of(path: Path) -> int | None:
+    try:
+        return path.stat().st_size
+    except OSError:
+        return None

@@ -1,0 +1,234 @@
+"""What every source shares: its settings, an HTTP call that never leaks a token, errors."""
+
+from __future__ import annotations
+
+import math
+import netrc
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from email.utils import parsedate_to_datetime
+from pathlib import Path
+from typing import Protocol, runtime_checkable
+from urllib.parse import urlsplit
+
+import aiohttp
+
+from supervisor.config.settings import ModelsSection
+from supervisor.core.clock import wall_time_s
+from supervisor.download.request import (
+    DownloadRequest,
+    ProgressCallback,
+    Resolved,
+    TransferResult,
+)
+from supervisor.errors import (
+    AuthRequiredError,
+    NotFoundError,
+    PermanentTransferError,
+    TransferError,
+    TransientTransferError,
+)
+from supervisor.models.references import display_url
+
+REDIRECTS = frozenset({301, 302, 303, 307, 308})
+MAX_REDIRECTS = 10
+# For the small answers of APIs; bodies of models are the engine's business.
+ANSWER_TIMEOUT_S = 30.0
+USER_AGENT = "comfypod-supervisor"
+
+
+@runtime_checkable
+class Expander(Protocol):
+    """A source that can turn one request into the files it stands for."""
+
+    async def expand(self, request: DownloadRequest) -> tuple[DownloadRequest, ...]:
+        """Name every file of a folder, repository or version, with its destination.
+
+        Raises:
+            TransferError: as ``Resolver.resolve``.
+        """
+        ...
+
+
+@runtime_checkable
+class DirectFetcher(Protocol):
+    """A source that needs no HTTP engine, as ``Downloader.fetch`` without a resolver."""
+
+    async def fetch(self, request: DownloadRequest, progress: ProgressCallback) -> TransferResult:
+        """Publish the file at its destination, or raise ``TransferError``."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Credentials:
+    """User and password for one host."""
+
+    user: str
+    password: str = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class SourceContext:
+    """Everything a source needs. ``session`` must not follow redirects by itself."""
+
+    session: aiohttp.ClientSession
+    hf_endpoint: str = "https://huggingface.co"
+    hf_token: str | None = field(default=None, repr=False)
+    hf_offline: bool = False
+    civitai_endpoint: str = "https://civitai.com"
+    civitai_token: str | None = field(default=None, repr=False)
+    netrc: Path | None = None
+    answer_timeout_s: float = ANSWER_TIMEOUT_S
+
+    @classmethod
+    def from_settings(
+        cls, section: ModelsSection, *, session: aiohttp.ClientSession, environ: Mapping[str, str]
+    ) -> SourceContext:
+        """Read endpoints and tokens; HF_HUB_OFFLINE and NETRC come from ``environ``."""
+        home = environ.get("HOME")
+        default = Path(home) / ".netrc" if home else None
+        return cls(
+            session=session,
+            hf_endpoint=section.hf_endpoint.rstrip("/"),
+            hf_token=section.hf_token.get_secret_value() if section.hf_token else None,
+            hf_offline=truthy(environ.get("HF_HUB_OFFLINE", "")),
+            civitai_endpoint=section.civitai_endpoint.rstrip("/"),
+            civitai_token=(
+                section.civitai_token.get_secret_value() if section.civitai_token else None
+            ),
+            netrc=Path(environ["NETRC"]) if environ.get("NETRC") else default,
+        )
+
+    def credentials(self, host: str) -> Credentials | None:
+        """Look ``host`` up in the netrc file; a broken or missing file has no entries."""
+        if self.netrc is None:
+            return None
+        try:
+            entry = netrc.netrc(str(self.netrc)).hosts.get(host)
+        except (OSError, netrc.NetrcParseError):
+            return None
+        return Credentials(entry[0], entry[2]) if entry else None
+
+
+def truthy(value: str) -> bool:
+    """Read a flag as huggingface_hub does (1, ON, YES, TRUE)."""
+    return value.strip().upper() in {"1", "ON", "YES", "TRUE"}
+
+
+def same_host(one: str, other: str) -> bool:
+    """Whether two URLs share scheme, host and port, so that a token may travel along."""
+    a, b = urlsplit(one), urlsplit(other)
+    return (a.scheme, a.netloc) == (b.scheme, b.netloc)
+
+
+@asynccontextmanager
+async def call(
+    context: SourceContext, method: str, url: str, *, headers: Mapping[str, str], doing: str
+) -> AsyncIterator[aiohttp.ClientResponse]:
+    """Send one request without following redirects; network trouble is transient.
+
+    ``doing`` completes "Cannot …" and names no secret.
+
+    Raises:
+        TransientTransferError: no connection, or no answer in time.
+    """
+    timeout = aiohttp.ClientTimeout(total=context.answer_timeout_s)
+    # The plain bytes are hashed, so they must travel as they are stored.
+    merged = {"User-Agent": USER_AGENT, "Accept-Encoding": "identity", **headers}
+    try:
+        async with context.session.request(
+            method, url, headers=merged, allow_redirects=False, timeout=timeout
+        ) as response:
+            yield response
+    except TransferError:
+        raise
+    except TimeoutError as exc:
+        raise TransientTransferError(
+            f"Cannot {doing}: {urlsplit(url).hostname} did not answer within "
+            f"{context.answer_timeout_s:g} s"
+        ) from exc
+    except aiohttp.InvalidURL as exc:
+        raise PermanentTransferError(
+            f"Cannot {doing}: {display_url(url)} is not a usable address"
+        ) from exc
+    except (aiohttp.ClientError, OSError, UnicodeError) as exc:
+        # The text of some aiohttp errors holds the whole URL, signature included.
+        cause = exc.strerror if isinstance(exc, OSError) and exc.strerror else type(exc).__name__
+        raise TransientTransferError(
+            f"Cannot {doing}: no connection to {urlsplit(url).hostname} ({cause})",
+            hint="check the network and the address; it is tried again",
+        ) from exc
+
+
+def check_status(
+    status: int, headers: Mapping[str, str], *, doing: str, hint: str | None = None
+) -> None:
+    """Raise what a status of 400 and above means for a source without codes of its own.
+
+    Raises:
+        TransferError: transient for 408, 425, 429 and 5xx, permanent for the others.
+    """
+    if status < 400:
+        return
+    if status in (408, 425, 429) or status >= 500:
+        raise TransientTransferError(
+            f"Cannot {doing}: the server answered {status}", retry_after_s=retry_after_s(headers)
+        )
+    if status in (401, 403):
+        raise AuthRequiredError(f"Cannot {doing}: access denied ({status})", hint=hint)
+    if status in (404, 410):
+        raise NotFoundError(f"Cannot {doing}: there is no such file ({status})", hint=hint)
+    raise PermanentTransferError(f"Cannot {doing}: the server answered {status}", hint=hint)
+
+
+def retry_after_s(headers: Mapping[str, str]) -> float | None:
+    """Seconds that ``Retry-After`` asks for, as a number or as a date; at most an hour."""
+    value = headers.get("Retry-After", "").strip()
+    if not value:
+        return None
+    try:
+        seconds = float(value)
+    except ValueError:
+        try:
+            seconds = parsedate_to_datetime(value).timestamp() - wall_time_s()
+        except (ValueError, TypeError, OverflowError):
+            return None
+    if math.isnan(seconds):
+        return None
+    return min(max(seconds, 0.0), 3600.0)
+
+
+def sha256_of(value: str | None) -> str | None:
+    """The value as a lower-case sha256, or None when it is something else."""
+    text = (value or "").strip().removeprefix("W/").strip('"').lower()
+    hexadecimal = len(text) == 64 and all(c in "0123456789abcdef" for c in text)
+    return text if hexadecimal else None
+
+
+def whole_number(value: str | None) -> int | None:
+    """A non-negative integer header, or None."""
+    text = (value or "").strip()
+    return int(text) if text.isascii() and text.isdigit() else None
+
+
+def require_agreement(request: DownloadRequest, resolved: Resolved) -> Resolved:
+    """Refuse before the first byte when the server announces another file than wanted.
+
+    Raises:
+        PermanentTransferError: the hash, or without one the size, differs.
+    """
+    if request.sha256 and resolved.sha256:
+        if request.sha256 == resolved.sha256:
+            return resolved
+        expected, found = request.sha256[:12] + "…", resolved.sha256[:12] + "…"
+        what = "sha256"
+    elif request.size_bytes is not None and resolved.size_bytes not in (None, request.size_bytes):
+        expected, found = str(request.size_bytes), str(resolved.size_bytes)
+        what = "size"
+    else:
+        return resolved
+    raise PermanentTransferError(
+        f"Cannot fetch {request.name}: {what} {found} is announced, {expected} is expected",
+        hint="the remote file was replaced: pin a revision, or update the entry",
+    )

@@ -1,0 +1,161 @@
+"""Any web server: redirects, basic authentication by netrc, names by content-disposition."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from urllib.parse import unquote_to_bytes, urljoin, urlsplit, urlunsplit
+
+from aiohttp import BasicAuth
+
+from supervisor.download.request import DownloadRequest, Resolved
+from supervisor.errors import PermanentTransferError, TransientTransferError
+from supervisor.models.folders import name_from_url, safe_file_name
+from supervisor.models.references import display_url
+from supervisor.models.sources.base import (
+    MAX_REDIRECTS,
+    REDIRECTS,
+    SourceContext,
+    call,
+    check_status,
+    require_agreement,
+    sha256_of,
+    whole_number,
+)
+
+# Servers that do not know HEAD answer one of these (403: object stores whose signature
+# covers GET only); a GET of the first byte asks the same question.
+_HEAD_REFUSED = frozenset({400, 403, 405, 501})
+
+
+@dataclass(frozen=True, slots=True)
+class _Answer:
+    url: str
+    status: int
+    headers: Mapping[str, str]
+
+
+class HttpSource:
+    """Plain http and https addresses."""
+
+    def __init__(self, context: SourceContext) -> None:
+        self._context = context
+
+    async def resolve(self, request: DownloadRequest) -> Resolved:
+        """Follow the redirects and read what the server says about the file.
+
+        Raises:
+            TransferError: see ``Resolver.resolve``.
+        """
+        url = request.reference or request.url
+        doing = f"fetch {request.name} from {display_url(url)}"
+        answer = await self._ask("HEAD", url, doing=doing)
+        if answer.status in _HEAD_REFUSED:
+            answer = await self._ask("GET", url, doing=doing)
+        host = urlsplit(answer.url).hostname
+        check_status(
+            answer.status,
+            answer.headers,
+            doing=doing,
+            hint=f"put the user and password for {host} into ~/.netrc",
+        )
+        _refuse_web_page(answer, request, doing=doing)
+        clean, headers = self._authorised(answer.url)
+        return require_agreement(
+            request,
+            Resolved(
+                url=clean,
+                headers=headers,
+                size_bytes=_size(answer),
+                sha256=sha256_of(answer.headers.get("X-Linked-ETag")),
+                etag=answer.headers.get("ETag"),
+                file_name=_file_name(answer.headers) or name_from_url(url),
+            ),
+        )
+
+    async def _ask(self, method: str, url: str, *, doing: str) -> _Answer:
+        for _ in range(MAX_REDIRECTS):
+            clean, headers = self._authorised(url)
+            if method == "GET":
+                headers = {**headers, "Range": "bytes=0-0"}
+            async with call(self._context, method, clean, headers=headers, doing=doing) as response:
+                location = response.headers.get("Location")
+                if response.status not in REDIRECTS or not location:
+                    return _Answer(url, response.status, response.headers.copy())
+            target = urljoin(clean, location)
+            if urlsplit(target).scheme not in ("http", "https"):
+                raise PermanentTransferError(f"Cannot {doing}: redirected to something not http")
+            if urlsplit(clean).scheme == "https" and urlsplit(target).scheme == "http":
+                raise PermanentTransferError(
+                    f"Cannot {doing}: redirected from https to unprotected http"
+                )
+            url = target
+        raise TransientTransferError(f"Cannot {doing}: more than {MAX_REDIRECTS} redirects")
+
+    def _authorised(self, url: str) -> tuple[str, dict[str, str]]:
+        """Take user and password out of the URL, else out of netrc, into a header."""
+        parts = urlsplit(url)
+        clean = urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
+        if parts.username:
+            user = unquote_to_bytes(parts.username).decode()
+            auth = BasicAuth(user, unquote_to_bytes(parts.password or "").decode())
+        elif found := self._context.credentials(parts.hostname or ""):
+            auth = BasicAuth(found.user, found.password)
+        else:
+            return clean, {}
+        return clean, {"Authorization": auth.encode()}
+
+
+def _refuse_web_page(answer: _Answer, request: DownloadRequest, *, doing: str) -> None:
+    kind = answer.headers.get("Content-Type", "").partition(";")[0].strip().lower()
+    if kind not in ("text/html", "application/xhtml+xml"):
+        return
+    if request.destination.suffix.lower() in (".html", ".htm"):
+        return
+    raise PermanentTransferError(
+        f"Cannot {doing}: the server sent a web page instead of a file",
+        hint="use the address behind the page's download button; a login may be needed",
+    )
+
+
+def _size(answer: _Answer) -> int | None:
+    if answer.status == 206:
+        return whole_number(answer.headers.get("Content-Range", "").rpartition("/")[2])
+    return whole_number(answer.headers.get("Content-Length"))
+
+
+def _file_name(headers: Mapping[str, str]) -> str | None:
+    """The name of a ``Content-Disposition`` header (RFC 6266), made safe.
+
+    ``filename*`` wins over ``filename``; its percent escapes are in the named charset.
+    """
+    plain = extended = None
+    for part in _parameters(headers.get("Content-Disposition", "")):
+        key, equals, value = part.partition("=")
+        key, value = key.strip().lower(), value.strip()
+        if not equals:
+            continue
+        if key == "filename":
+            plain = value[1:-1].replace('\\"', '"') if value[:1] == value[-1:] == '"' else value
+        elif key == "filename*" and value.count("'") >= 2:
+            charset, _, encoded = value.split("'", 2)
+            try:
+                extended = unquote_to_bytes(encoded).decode(charset or "utf-8")
+            except (LookupError, UnicodeDecodeError):
+                extended = None
+    name = extended or plain
+    return safe_file_name(name) if name else None
+
+
+def _parameters(header: str) -> list[str]:
+    """Split at the semicolons outside quotes."""
+    parts, current, quoted = [], "", False
+    for index, char in enumerate(header):
+        if char == '"' and header[index - 1 : index] != "\\":
+            quoted = not quoted
+        if char == ";" and not quoted:
+            parts.append(current)
+            current = ""
+        else:
+            current += char
+    return [*parts, current]

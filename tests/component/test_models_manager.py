@@ -1,0 +1,323 @@
+"""The manager: order, concurrency, retries, failures, room, run-time control."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import anyio
+import pytest
+
+from supervisor.config.settings import ModelsSection
+from supervisor.core.events import EventBus
+from supervisor.core.retry import Backoff
+from supervisor.core.state import StateStore
+from supervisor.core.status import DownloadFileStatus, DownloadState
+from supervisor.download.request import (
+    DownloadRequest,
+    Progress,
+    ProgressCallback,
+    Resolved,
+    Resolver,
+    TransferResult,
+)
+from supervisor.errors import (
+    AuthRequiredError,
+    ControlError,
+    NotFoundError,
+    TransferError,
+    TransientTransferError,
+)
+from supervisor.models.manager import ModelManager
+
+pytestmark = pytest.mark.anyio
+
+GB = 10**9
+NO_WAIT = Backoff(initial_s=0.0, max_s=0.0)
+
+
+@dataclass
+class Engine:
+    """A downloader whose transfers end when the test says so (or at once)."""
+
+    held: set[str] = field(default_factory=set)
+    errors: dict[str, list[Exception]] = field(default_factory=dict)
+    started: list[str] = field(default_factory=list)
+    urls: list[str] = field(default_factory=list)
+    active: int = 0
+    most_active: int = 0
+    release: dict[str, anyio.Event] = field(default_factory=dict)
+
+    async def fetch(
+        self, request: DownloadRequest, resolver: Resolver, progress: ProgressCallback
+    ) -> TransferResult:
+        self.started.append(request.name)
+        self.urls.append(request.url)
+        self.active += 1
+        self.most_active = max(self.most_active, self.active)
+        try:
+            size = request.size_bytes or (await resolver.resolve(request)).size_bytes or 0
+            progress(Progress(DownloadState.ACTIVE, 0, size))
+            await anyio.lowlevel.checkpoint()
+            if self.errors.get(request.name):
+                raise self.errors[request.name].pop(0)
+            if request.name in self.held:
+                self.release[request.name] = anyio.Event()
+                progress(Progress(DownloadState.ACTIVE, size // 2, size))
+                await self.release[request.name].wait()
+            progress(Progress(DownloadState.ACTIVE, size, size))
+            return TransferResult(request.destination, size, None, size)
+        finally:
+            self.active -= 1
+
+
+@dataclass
+class Source:
+    """Sizes by name; a missing one cannot be resolved."""
+
+    sizes: dict[str, int] = field(default_factory=dict)
+    error: TransferError | None = None
+
+    async def resolve(self, request: DownloadRequest) -> Resolved:
+        if self.error:
+            raise self.error
+        return Resolved(url=request.url, size_bytes=self.sizes.get(request.name))
+
+
+@dataclass
+class Rig:
+    manager: ModelManager
+    engine: Engine
+    source: Source
+    state: StateStore
+    bus: EventBus
+    directory: Path
+
+    def request(
+        self, name: str, size: int | None = None, *, required: bool = False, url: str = ""
+    ) -> DownloadRequest:
+        return DownloadRequest(
+            name=name,
+            url=url or f"https://example.com/{name}",
+            destination=self.directory / name,
+            reference=url or f"https://example.com/{name}",
+            size_bytes=size,
+            required=required,
+        )
+
+    def file(self, name: str) -> DownloadFileStatus:
+        return next(f for f in self.state.snapshot.downloads.files if f.name == name)
+
+    async def until(self, name: str, state: DownloadState) -> DownloadFileStatus:
+        with anyio.fail_after(20):
+            await self.state.wait(
+                lambda s: any(f.name == name and f.state is state for f in s.downloads.files)
+            )
+        return self.file(name)
+
+    @asynccontextmanager
+    async def running(self, *requests: DownloadRequest) -> AsyncIterator[None]:
+        async with anyio.create_task_group() as group:
+            await group.start(self.manager.run, requests)
+            yield
+            group.cancel_scope.cancel()
+
+
+def make(
+    tmp_path: Path,
+    *,
+    concurrent: int = 4,
+    free: Callable[[Path], int] = lambda _: 1000 * GB,
+    slow: Backoff = NO_WAIT,
+    give_up_after: int | None = None,
+) -> Rig:
+    engine, source, state, bus = Engine(), Source(), StateStore(), EventBus()
+    manager = ModelManager(
+        settings=ModelsSection(concurrent_files=concurrent),
+        state=state,
+        bus=bus,
+        downloader=engine,
+        resolvers={"http": source},
+        free=free,
+        quick=NO_WAIT,
+        slow=slow,
+        give_up_after=give_up_after,
+    )
+    return Rig(manager, engine, source, state, bus, tmp_path)
+
+
+async def test_required_first_then_small_then_unknown(tmp_path: Path) -> None:
+    rig = make(tmp_path, concurrent=1)
+    rig.source.error = TransientTransferError("Cannot say")
+    requests = [
+        rig.request("big", 9 * GB),
+        rig.request("unknown"),
+        rig.request("small", 1000),
+        rig.request("needed", 5 * GB, required=True),
+    ]
+    rig.engine.errors["unknown"] = []
+    rig.manager.enqueue(requests)
+    rig.source.error = None
+    assert await rig.manager.run_until_done(())
+    assert rig.engine.started == ["needed", "small", "unknown", "big"]
+    assert rig.state.snapshot.downloads.done == 4
+
+
+async def test_sizes_are_asked_for_before_the_order_is_made(tmp_path: Path) -> None:
+    rig = make(tmp_path, concurrent=1)
+    rig.source.sizes = {"a": 8 * GB, "b": 100}
+    assert await rig.manager.run_until_done([rig.request("a"), rig.request("b")])
+    assert rig.engine.started == ["b", "a"]
+
+
+async def test_concurrency_is_bounded(tmp_path: Path) -> None:
+    rig = make(tmp_path, concurrent=3)
+    assert await rig.manager.run_until_done([rig.request(f"f{i}", 10) for i in range(12)])
+    assert rig.engine.most_active == 3
+
+
+async def test_one_failure_leaves_the_others_alone(tmp_path: Path) -> None:
+    rig = make(tmp_path)
+    rig.engine.errors["bad"] = [AuthRequiredError("Cannot fetch bad: gated", hint="set HF_TOKEN")]
+    assert not await rig.manager.run_until_done([rig.request("bad", 5), rig.request("good", 6)])
+    bad = rig.file("bad")
+    assert (bad.state, bad.error, bad.hint) == (
+        DownloadState.FAILED,
+        "Cannot fetch bad: gated",
+        "set HF_TOKEN",
+    )
+    assert rig.file("good").state is DownloadState.DONE
+    assert rig.engine.started.count("bad") == 1
+    assert rig.manager.failures == {("http", "AuthRequired"): 1}
+    assert rig.manager.fetched_bytes == {"http": 6}
+    kinds = {(e.kind, e.subject) for e in rig.bus.recent()}
+    assert {("download.failed", "bad"), ("download.done", "good")} <= kinds
+
+
+async def test_transient_errors_are_tried_for_ever(tmp_path: Path) -> None:
+    rig = make(tmp_path)
+    rig.engine.errors["f"] = [TransientTransferError("Cannot reach it") for _ in range(25)]
+    assert await rig.manager.run_until_done([rig.request("f", 5)])
+    assert len(rig.engine.started) == 26
+
+
+async def test_the_pace_slows_down_and_retry_goes_at_once(tmp_path: Path) -> None:
+    rig = make(tmp_path, slow=Backoff(initial_s=9999.0, max_s=9999.0, jitter=False))
+    rig.engine.errors["f"] = [TransientTransferError("Cannot reach it") for _ in range(6)]
+    async with rig.running(rig.request("f", 5)):
+        with anyio.fail_after(20):
+            while len(rig.engine.started) < 6:
+                await anyio.sleep(0.01)
+            await rig.state.wait(lambda s: s.downloads.files[0].error is not None)
+        assert rig.file("f").state is DownloadState.QUEUED
+        rig.manager.retry("f")
+        await rig.until("f", DownloadState.DONE)
+    assert len(rig.engine.started) == 7
+
+
+async def test_it_gives_up_only_when_told(tmp_path: Path) -> None:
+    rig = make(tmp_path, give_up_after=3)
+    rig.engine.errors["f"] = [TransientTransferError("Cannot reach it") for _ in range(9)]
+    assert not await rig.manager.run_until_done([rig.request("f", 5)])
+    assert len(rig.engine.started) == 3
+
+
+async def test_a_bug_in_the_engine_fails_one_file(tmp_path: Path) -> None:
+    rig = make(tmp_path)
+    rig.engine.errors["f"] = [ValueError("unexpected")]
+    assert not await rig.manager.run_until_done([rig.request("f", 5), rig.request("g", 5)])
+    assert rig.file("g").state is DownloadState.DONE
+
+
+async def test_mirrors_follow_a_permanent_error(tmp_path: Path) -> None:
+    rig = make(tmp_path)
+    request = DownloadRequest(
+        name="f",
+        url="https://one.example/f",
+        destination=tmp_path / "f",
+        reference="https://one.example/f",
+        size_bytes=4,
+        mirrors=("https://two.example/f",),
+    )
+    rig.engine.errors["f"] = [NotFoundError("Cannot fetch f: gone")]
+    assert await rig.manager.run_until_done([request])
+    assert rig.engine.urls == ["https://one.example/f", "https://two.example/f"]
+
+
+async def test_no_room_is_said_before_the_first_byte(tmp_path: Path) -> None:
+    rig = make(tmp_path, free=lambda _: 12 * GB)
+    requests = [rig.request("huge", 60 * GB), rig.request("one", 2 * GB), rig.request("two", GB)]
+    assert not await rig.manager.run_until_done(requests)
+    assert rig.engine.started == ["two", "one"]
+    huge = rig.file("huge")
+    assert huge.state is DownloadState.FAILED
+    assert huge.error is not None
+    assert "60 GB" in huge.error
+    assert huge.hint is not None
+
+
+async def test_a_file_in_place_needs_no_room(tmp_path: Path) -> None:
+    rig = make(tmp_path, free=lambda _: 2 * GB)
+    there = tmp_path / "there"
+    with there.open("wb") as file:
+        file.truncate(5 * GB)
+    assert await rig.manager.run_until_done([rig.request("there", 5 * GB)])
+
+
+async def test_add_cancel_and_prioritise_at_run_time(tmp_path: Path) -> None:
+    rig = make(tmp_path, concurrent=1)
+    rig.engine.held = {"first"}
+    async with rig.running(rig.request("first", 100), rig.request("second", 200)):
+        await rig.until("first", DownloadState.ACTIVE)
+        rig.manager.add(rig.request("urgent", 300), now=True)
+        await rig.until("urgent", DownloadState.DONE)
+        assert rig.file("second").state is DownloadState.QUEUED
+        rig.manager.cancel("first")
+        first = await rig.until("first", DownloadState.SKIPPED)
+        assert first.error == "cancelled"
+        await rig.until("second", DownloadState.DONE)
+        rig.engine.held.clear()
+        rig.manager.retry("first")
+        await rig.until("first", DownloadState.DONE)
+        with pytest.raises(ControlError):
+            rig.manager.cancel("first")
+        with pytest.raises(ControlError):
+            rig.manager.cancel("nobody")
+        with pytest.raises(ControlError):
+            rig.manager.add(rig.request("second", 1, url="https://elsewhere.example/x"))
+    assert not rig.manager.busy
+
+
+async def test_readiness_waits_for_required_files(tmp_path: Path) -> None:
+    rig = make(tmp_path)
+    rig.engine.held = {"needed"}
+    async with rig.running(rig.request("needed", 10, required=True), rig.request("other", 5)):
+        assert rig.state.snapshot.missing == ("needed",)
+        await rig.until("needed", DownloadState.ACTIVE)
+        with anyio.fail_after(10):
+            while "needed" not in rig.engine.release:
+                await anyio.sleep(0.01)
+        rig.engine.release["needed"].set()
+        await rig.until("needed", DownloadState.DONE)
+        assert not rig.state.snapshot.missing
+
+
+async def test_progress_is_published_and_conflated(tmp_path: Path) -> None:
+    rig = make(tmp_path)
+
+    class Chatty(Engine):
+        async def fetch(
+            self, request: DownloadRequest, resolver: Resolver, progress: ProgressCallback
+        ) -> TransferResult:
+            for done in range(0, 4000, 2):
+                progress(Progress(DownloadState.ACTIVE, done, 4000))
+                await anyio.lowlevel.checkpoint()
+            return TransferResult(request.destination, 4000, None, 4000)
+
+    rig.manager._downloader = Chatty()
+    before = rig.state.revision
+    assert await rig.manager.run_until_done([rig.request("f", 4000)])
+    assert rig.file("f").bytes_done == 4000
+    assert rig.state.revision - before < 60  # of 2 000 steps
