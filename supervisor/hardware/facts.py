@@ -39,6 +39,28 @@ class GpuFacts:
 
 
 @dataclass(frozen=True, slots=True)
+class GpuProcess:
+    """A process that uses a GPU. The pid is the host's; in a container it may be foreign."""
+
+    pid: int
+    memory_used_bytes: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class GpuSample:
+    """What one GPU is doing now; None where the driver does not say."""
+
+    index: int
+    uuid: str | None = None
+    memory_total_bytes: int | None = None
+    memory_used_bytes: int | None = None
+    utilization_ratio: float | None = None
+    temperature_celsius: float | None = None
+    throttle_reasons: tuple[str, ...] = ()
+    processes: tuple[GpuProcess, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class NvencFacts:
     """Which codecs encoded a few frames on the GPU. ``ffmpeg`` None = not installed."""
 
