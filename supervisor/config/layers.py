@@ -52,11 +52,11 @@ class Layers:
             origin = self.origins.get(path[:length])
             if origin is not None:
                 return origin if isinstance(origin, str) else origin(path)
-        inside = [known for known in self.origins if known[: len(path)] == path]
-        if not inside:
-            return None
-        origin = self.origins[inside[0]]
-        return origin if isinstance(origin, str) else origin(path)
+        for length in range(len(path), 0, -1):
+            for known, origin in self.origins.items():
+                if known[:length] == path[:length]:
+                    return origin if isinstance(origin, str) else origin(path)
+        return None
 
     def _table(self, path: KeyPath) -> dict[str, Any] | None:
         table = self.tree
