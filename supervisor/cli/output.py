@@ -1,0 +1,17 @@
+"""Results go to standard output; this is their machine-readable form."""
+
+from __future__ import annotations
+
+TYPE_CHECKING = False  # spares the import of typing; type checkers know the name
+if TYPE_CHECKING:
+    from typing import Any
+
+
+def print_json(value: Any, *, compact: bool = False) -> None:
+    """Write JSON to standard output: indented, or one object a line for streams."""
+    import json  # noqa: PLC0415 - pretty output of a text command does without
+
+    if compact:
+        print(json.dumps(value, separators=(",", ":"), ensure_ascii=False), flush=True)
+    else:
+        print(json.dumps(value, indent=2, ensure_ascii=False))
