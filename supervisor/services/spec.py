@@ -90,9 +90,13 @@ class LogProbe:
 
 @dataclass(frozen=True, slots=True)
 class NotifyProbe:
-    """The service says so itself: sd_notify READY=1, or a newline on descriptor 3."""
+    """The service says so itself: sd_notify READY=1, or a newline on descriptor 3.
+
+    With ``watchdog_s`` it must send WATCHDOG=1 at least so often (``WATCHDOG_USEC``).
+    """
 
     descriptor: bool = False
+    watchdog_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,6 +176,7 @@ class ServiceSpec:
     name: str
     command: tuple[str, ...]
     kind: ServiceKind = ServiceKind.GENERIC
+    enabled: bool = True  # False: shown as disabled, runs only when somebody starts it
     environment: Mapping[str, str] = field(default_factory=dict)
     secret_names: frozenset[str] = frozenset()
     after: tuple[Dependency, ...] = ()
