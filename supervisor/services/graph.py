@@ -1,65 +1,13 @@
-"""The order of services: which must be there first, and how deep the chain is. Pure."""
+"""The order in which services stop. Pure.
+
+``plan.graph`` has checked the dependencies: there are no unknown names and no cycles.
+"""
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Collection, Mapping, Sequence
-from graphlib import CycleError, TopologicalSorter
+from collections.abc import Mapping, Sequence
 
-from supervisor.errors import ConfigProblem
 from supervisor.services.spec import ServiceSpec
-
-
-def problems(specs: Sequence[ServiceSpec], *, skipped: Collection[str] = ()) -> list[ConfigProblem]:
-    """Return every fault of the dependencies: unknown names, names given twice, cycles.
-
-    ``skipped`` names services that exist but will not run; depending on one is a fault
-    with a sentence of its own.
-    """
-    names = [spec.name for spec in specs]
-    found = [
-        ConfigProblem(key=f"services.{name}", reason="the name is given twice")
-        for name in sorted({name for name in names if names.count(name) > 1})
-    ]
-    found += [
-        _unknown(spec.name, dependency.service, names, skipped)
-        for spec in specs
-        for dependency in spec.after
-        if dependency.service not in names
-    ]
-    if not found and (cycle := _cycle(specs)):
-        found.append(
-            ConfigProblem(
-                key=f"services.{cycle[0]}.after",
-                reason=f"the services wait for each other: {' → '.join(cycle)}",
-                hint="remove one of these dependencies",
-            )
-        )
-    return found
-
-
-def _unknown(
-    name: str, dependency: str, names: Sequence[str], skipped: Collection[str]
-) -> ConfigProblem:
-    if dependency in skipped:
-        reason = f"the service {dependency} is not run here"
-        return ConfigProblem(key=f"services.{name}.after", value=dependency, reason=reason)
-    near = difflib.get_close_matches(dependency, names, n=1)
-    return ConfigProblem(
-        key=f"services.{name}.after",
-        value=dependency,
-        reason="there is no service of that name",
-        hint=f"did you mean {near[0]}?" if near else None,
-    )
-
-
-def _cycle(specs: Sequence[ServiceSpec]) -> list[str]:
-    graph = {spec.name: [d.service for d in spec.after] for spec in specs}
-    try:
-        TopologicalSorter(graph).prepare()
-    except CycleError as exc:
-        return list(exc.args[1])
-    return []
 
 
 def dependents(specs: Sequence[ServiceSpec]) -> dict[str, frozenset[str]]:

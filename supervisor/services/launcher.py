@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import secrets
 from collections.abc import Mapping
 from pathlib import Path
@@ -33,23 +32,12 @@ class PortTakenError(SpawnError):
 
 
 class Launcher:
-    """Starts services in the surroundings of this pod.
+    """Starts services in the surroundings of this pod; ``base_environment`` holds no secret."""
 
-    ``base_environment`` holds no secret; ``runtime_directory`` is where marker files go
-    (None = no restart marker, ComfyUI-Manager then restarts in place).
-    """
-
-    def __init__(
-        self,
-        *,
-        logs: LogStore,
-        base_environment: Mapping[str, str],
-        runtime_directory: Path | None = None,
-    ) -> None:
+    def __init__(self, *, logs: LogStore, base_environment: Mapping[str, str]) -> None:
         self.base_environment = dict(base_environment)
         self._logs = logs
-        self._runtime_directory = runtime_directory
-        self._instance = secrets.token_hex(8)
+        self.instance = secrets.token_hex(8)
 
     async def launch(self, spec: ServiceSpec, generation: int, command: tuple[str, ...]) -> Life:
         """Start one life.
@@ -60,7 +48,7 @@ class Launcher:
         """
         cookie = f"{spec.name}/{generation}"
         environment = self._environment(spec, cookie)
-        marker = self._marker(environment)
+        marker = _marker(environment)
         notify = self._notify_socket(spec, generation, environment)
         try:
             order = _order(spec, command, environment)
@@ -79,7 +67,7 @@ class Launcher:
             child,
             order=order,
             log=self._logs.service(spec.name),
-            cookie=(cookie, self._instance),
+            cookie=(cookie, self.instance),
             log_pattern=probe.pattern if isinstance(probe, LogProbe) else None,
             notify=notify,
             watchdog_s=probe.watchdog_s if isinstance(probe, NotifyProbe) else None,
@@ -94,32 +82,12 @@ class Launcher:
         if spec.kind in (ServiceKind.COMFYUI, ServiceKind.JUPYTER):
             # Stacks of all threads in the log after a crash, and after the SIGABRT of a hang.
             environment.setdefault("PYTHONFAULTHANDLER", "1")
-        if spec.kind is ServiceKind.COMFYUI and self._runtime_directory is not None:
-            environment[_SESSION] = str(self._session_file(spec))
         return {
             **environment,
             **spec.environment,
             procfs.COOKIE: cookie,
-            procfs.INSTANCE: self._instance,
+            procfs.INSTANCE: self.instance,
         }
-
-    def _session_file(self, spec: ServiceSpec) -> Path:
-        assert self._runtime_directory is not None  # noqa: S101 - the caller has looked
-        folder = self._runtime_directory / "sessions" / spec.name
-        folder.mkdir(parents=True, exist_ok=True)
-        if spec.user is not None:
-            account = find_account(spec.user)
-            if os.geteuid() == 0:
-                os.chown(folder, account.uid, account.gid)
-        return folder / "session"
-
-    def _marker(self, environment: Mapping[str, str]) -> Path | None:
-        session = environment.get(_SESSION)
-        if session is None:
-            return None
-        marker = Path(f"{session}.reboot")
-        marker.unlink(missing_ok=True)  # of a life that was killed before it could exit
-        return marker
 
     def _notify_socket(
         self, spec: ServiceSpec, generation: int, environment: dict[str, str]
@@ -153,3 +121,12 @@ def _order(spec: ServiceSpec, command: tuple[str, ...], environment: Mapping[str
         and isinstance(spec.readiness.probe, NotifyProbe)
         and spec.readiness.probe.descriptor,
     )
+
+
+def _marker(environment: Mapping[str, str]) -> Path | None:
+    """Where ComfyUI-Manager says that it wants to be restarted."""
+    if (session := environment.get(_SESSION)) is None:
+        return None
+    marker = Path(f"{session}.reboot")
+    marker.unlink(missing_ok=True)  # of a life that was killed before it could exit
+    return marker

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
+import resource
 import signal
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -107,6 +108,9 @@ class Life(Protocol):
     def send(self, number: int, *, group: bool = True) -> None:
         """Send a signal."""
 
+    def abort(self) -> None:
+        """Make the leader write its stacks and end, without a core dump."""
+
     def image(self) -> tuple[str, str] | None:
         """A value that changes when the leader replaced itself by exec."""
 
@@ -194,6 +198,14 @@ class ServiceLife:
     def send(self, number: int, *, group: bool = True) -> None:
         """Send a signal."""
         self._child.send(number, group=group)
+
+    def abort(self) -> None:
+        """Make the leader write its stacks and end. A core of it could fill the disk."""
+        if self._order.limit_core_bytes is None:
+            with suppress(OSError, ValueError):
+                hard = resource.prlimit(self.pid, resource.RLIMIT_CORE)[1]
+                resource.prlimit(self.pid, resource.RLIMIT_CORE, (0, hard))
+        self._child.send(signal.SIGABRT, group=False)
 
     def image(self) -> tuple[str, str] | None:
         """A value that changes when the leader replaced itself by exec."""

@@ -20,7 +20,7 @@ class Trigger(StrEnum):
 
     START = "start asked"
     LAUNCH = "dependencies met"
-    BLOCKED = "dependency down for good"
+    BLOCKED = "cannot be started"
     READY = "ready"
     UNHEALTHY = "check failed"
     REEXEC = "restarted in place"
@@ -133,7 +133,8 @@ class Ending:
     """How one life of a service ended, as far as the policy cares.
 
     ``planned``: it asked to be started again. ``repaired``: the cause was removed, so the
-    next try differs. ``permanent``: trying again cannot help. ``ready_s``: how long it was ready in all, None when it never was.
+    next try differs. ``permanent``: trying again cannot help. ``ready_s``: how long it was
+    ready in all, None when it never was.
     """
 
     reason: str

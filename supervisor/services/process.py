@@ -141,7 +141,7 @@ class ChildProcess:
         """Wait for the process itself to end; its group may live on."""
         while (ended := self.exit) is None:
             if self._pidfd >= 0:
-                await anyio.wait_readable(self._pidfd)
+                await _wait_readable(self._pidfd)
             else:
                 await anyio.to_thread.run_sync(self._popen.wait, abandon_on_cancel=True)
         return ended
@@ -188,6 +188,15 @@ class ChildProcess:
                 os.close(descriptor)
         self._outputs.clear()
         self._pidfd, self.notify_descriptor = -1, None
+
+
+async def _wait_readable(descriptor: int) -> None:
+    """Wait on a copy: one task at a time may wait for a descriptor, and several ask here."""
+    copy = os.dup(descriptor)
+    try:
+        await anyio.wait_readable(copy)
+    finally:
+        os.close(copy)
 
 
 def _read_now(descriptor: int) -> bytes | None:
