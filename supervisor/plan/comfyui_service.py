@@ -10,7 +10,14 @@ from supervisor.hardware.facts import ComfyUIFacts, HostFacts
 from supervisor.plan.comfyui_args import Arguments, join_arguments
 from supervisor.plan.context import PlanContext
 from supervisor.plan.env_policy import is_secret_name
-from supervisor.plan.gpu_policy import Flag, GpuDecision
+from supervisor.plan.gpu_policy import (
+    MODEL_OFFLOAD_FROM_GB,
+    Flag,
+    Generation,
+    GpuDecision,
+    generation_of,
+    nominal_gb,
+)
 from supervisor.plan.storage import seed_step, volume_root
 from supervisor.services.spec import (
     EnsureDirectory,
@@ -95,6 +102,7 @@ def plan_comfyui(context: PlanContext, gpu: GpuDecision) -> ComfyUIPlan:
     if not section.enabled:
         return directories
     service, notes = _service(context, gpu, root, arguments, prepare)
+    notes += _vram_advice(gpu, arguments, facts)
     if seeding:
         notes.append(f"ComfyUI is copied from {installed_at} to {root} unless it is there already")
     return ComfyUIPlan(
@@ -172,9 +180,13 @@ def _memory_flags(facts: ComfyUIFacts | None, host: HostFacts) -> list[Flag]:
     ``--cache-ram`` is a headroom: below that much free RAM cached results are dropped. An
     older ComfyUI measures the free RAM of the host, so the part of it that the container
     may never use is added (ComfyUI#14938; since #15927 it reads the cgroup by itself).
+    Where the option takes one optional value, the RAM cache is not the default yet; the
+    default then keeps one workflow's results and turning the other on gains nothing.
     """
     limit = host.memory_limit_bytes
     if limit is None or limit >= host.memory_total_bytes > 0:
+        return []
+    if facts is not None and facts.arity.get("--cache-ram") == "?":
         return []
     limit_gb = limit / GIB
     headroom_gb = min(HEADROOM_MAX_GB, max(HEADROOM_MIN_GB, limit_gb * HEADROOM_SHARE))
@@ -212,6 +224,18 @@ def _models_flags(
     path = context.settings.supervisor.state_dir / "comfyui" / f"models-{checksum:08x}.yaml"
     flag = Flag("--extra-model-paths-config", (str(path),), "models.directory")
     return [flag], [EnsureLines(path, lines, 0o644)]
+
+
+def _vram_advice(gpu: GpuDecision, arguments: Arguments, facts: ComfyUIFacts | None) -> list[str]:
+    """Say when the user's VRAM option does nothing or costs more than it gives."""
+    if not arguments.given("--lowvram") or gpu.device is None:
+        return []
+    if generation_of(facts) is Generation.DYNAMIC and not arguments.given("--disable-dynamic-vram"):
+        return ["COMFYUI_ARGS: --lowvram does nothing in this ComfyUI, DynamicVRAM replaces it"]
+    size_gb = nominal_gb(gpu.device.memory_total_mib)
+    if size_gb >= MODEL_OFFLOAD_FROM_GB:
+        return [f"COMFYUI_ARGS: --lowvram slows a {size_gb} GB card down; it is for less than that"]
+    return []
 
 
 def _readiness(context: PlanContext, arguments: Arguments, port: int) -> Readiness:

@@ -16,8 +16,8 @@ from supervisor.hardware.facts import HardwareFacts
 # Names that hold secrets on the pods of many images. The configuration knows its own
 # (``environment_secrets``); this catches the rest, so that custom nodes never see a key.
 SECRET_NAME = re.compile(
-    r"(^|_)(TOKENS?|SECRETS?|PASSWORDS?|PASSWD|PASS|API_?KEYS?|ACCESS_KEYS?|PRIVATE_KEYS?|"
-    r"SECRET_KEYS?|CREDENTIALS?|AUTH_KEYS?)(_|$)",
+    r"((^|_)(TOKENS?|SECRETS?|PASSWORDS?|PASSWD|PASS|API_?KEYS?|ACCESS_KEYS?|PRIVATE_KEYS?|"
+    r"SECRET_KEYS?|CREDENTIALS?|AUTH_KEYS?)|PASSWORD)(_|$)",
     re.IGNORECASE,
 )
 # Settings of the supervisor itself and of its buckets: of no use to a service.

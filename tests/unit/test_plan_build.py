@@ -14,6 +14,7 @@ from supervisor.hardware.facts import HardwareFacts
 from supervisor.plan.build import GeneratedSecrets, build_plan
 from supervisor.plan.model import Plan
 from supervisor.plan.render import plan_to_json, render_plan
+from tests.unit.plan_machines import CARDS, COMFYUI, machine
 
 GENERATED = GeneratedSecrets("jupyter-generated-token", "filebrowser-generated", "health-generated")
 
@@ -97,3 +98,34 @@ def test_sync_is_on_when_a_target_is_configured() -> None:
     keys = {"access_key_id": "k", "secret_access_key": "s"}
     bucket = plan(sync={"target": "s3", **keys}).sync
     assert (bucket.enabled, bucket.target) == (True, "s3://runpod/outputs")
+
+
+def test_lowvram_of_the_user_is_passed_and_judged() -> None:
+    def notes(card: str, version: str, args: str) -> tuple[str, ...]:
+        settings = Settings.model_validate({"comfyui": {"args": args}})
+        facts = machine(CARDS[card], COMFYUI[version])
+        decided = build_plan(settings=settings, facts=facts, environ={}, generated=GENERATED)
+        assert "--lowvram" in decided.services[0].command
+        return tuple(note for note in decided.notes if "--lowvram" in note)
+
+    assert "does nothing" in notes("l4-23034", "0.33.0-dynamic-vram", "--lowvram")[0]
+    assert "slows a 24 GB card down" in notes("l4-23034", "0.3.10-normalvram", "--lowvram")[0]
+    assert notes("rtx-3070-8gb", "0.3.10-normalvram", "--lowvram") == ()
+    assert notes("rtx-3070-8gb", "0.33.0-dynamic-vram", "--disable-dynamic-vram --lowvram") == ()
+
+
+def test_the_ram_cache_is_told_what_the_container_may_use() -> None:
+    def cache_ram(version: str) -> list[str]:
+        facts = machine(CARDS["l4-23034"], COMFYUI[version])
+        decided = build_plan(settings=Settings(), facts=facts, environ={}, generated=GENERATED)
+        command = decided.services[0].command
+        if "--cache-ram" not in command:
+            return []
+        start = command.index("--cache-ram") + 1
+        return [w for w in command[start : start + 2] if not w.startswith("--")]
+
+    assert cache_ram("0.33.0-dynamic-vram") == ["5.0"]  # a tenth of 50 GB
+    # It counts 300 GB of the host as free, of which 250 are not the container's.
+    assert cache_ram("0.30.0-host-ram") == ["255.0", "300.0"]
+    assert cache_ram("0.3.76-no-dynamic-vram") == []
+    assert cache_ram("0.3.10-normalvram") == []
