@@ -189,7 +189,7 @@ class LivenessWatch:
             failures=self._failures,
             limit=liveness.failures,
             kind=spec.kind,
-            refused=result.refused,
+            refused=result.refused and spec.readiness is not None,
             queue=self._queue,
             cpu_ratio=await self._cpu_ratio(),
             gpu_busy=self._gpu_busy(),
