@@ -15,8 +15,9 @@ from supervisor.plan.builtin_services import plan_filebrowser, plan_jupyter, pla
 from supervisor.plan.comfyui_service import ComfyUIPlan, plan_comfyui
 from supervisor.plan.context import PlanContext
 from supervisor.plan.env_policy import NETWORK_SYSCTL, plan_environment
-from supervisor.plan.gpu_policy import GpuDecision, decide_gpu
+from supervisor.plan.gpu_policy import GpuDecision, decide_gpu, generation_of
 from supervisor.plan.graph import check_graph, start_order
+from supervisor.plan.ladder import LadderStep, at_step
 from supervisor.plan.model import HealthPlan, Plan, Skipped, SyncPlan
 from supervisor.plan.secrets import GeneratedSecrets
 from supervisor.plan.storage import choose_workspace, plan_storage
@@ -37,11 +38,13 @@ def build_plan(
     downloads: Sequence[DownloadRequest] = (),
     skipped: Sequence[Skipped] = (),
     secret_names: Collection[str] = (),
+    ladder_step: int = 0,
 ) -> Plan:
     """Decide everything that ``run`` will do.
 
     ``secret_names`` are environment variables that hold secrets (``LoadedSettings``
-    knows them); no service inherits one.
+    knows them); no service inherits one. ``ladder_step`` is how far ComfyUI was taken down
+    the VRAM ladder after running out of memory (see ``ladder.step_down``).
 
     Raises:
         ConfigError: dependencies or tables of services, or ``comfyui.args``, make no sense.
@@ -50,6 +53,9 @@ def build_plan(
     context = PlanContext(settings, facts, environ, generated, workspace)
     gpu = decide_gpu(
         settings.gpu, facts.gpu, facts.comfyui, visible=environ.get("CUDA_VISIBLE_DEVICES")
+    )
+    gpu, rung = at_step(
+        gpu, ladder_step if settings.gpu.ladder else 0, generation_of(facts.comfyui)
     )
     comfyui = plan_comfyui(context, gpu)
     services, left_out, notes = _services(context, comfyui)
@@ -62,7 +68,7 @@ def build_plan(
     )
     sync = plan_sync(settings, comfyui.output_directory, workspace)
     return Plan(
-        gpu=gpu_status(facts, gpu),
+        gpu=gpu_status(facts, gpu, rung),
         services=services,
         downloads=tuple(downloads),
         skipped=(*skipped, *left_out),
@@ -86,7 +92,9 @@ def build_plan(
     )
 
 
-def gpu_status(facts: HardwareFacts, decision: GpuDecision) -> GpuStatus:
+def gpu_status(
+    facts: HardwareFacts, decision: GpuDecision, rung: LadderStep | None = None
+) -> GpuStatus:
     """What ``status`` and ``plan`` show about the GPU."""
     return GpuStatus(
         devices=tuple(device_status(device) for device in facts.gpu.devices),
@@ -97,6 +105,8 @@ def gpu_status(facts: HardwareFacts, decision: GpuDecision) -> GpuStatus:
         mode=str(decision.mode),
         reasons=decision.reasons,
         nvenc=dict(facts.nvenc.codecs) if facts.nvenc else {},
+        ladder_step=rung.number if rung else 0,
+        ladder_reasons=(f"{rung.name}: {rung.reason}",) if rung else (),
     )
 
 

@@ -6,10 +6,12 @@ goes up by itself, so a pod cannot swing between two steps.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 from supervisor.config.settings import MemoryMode
-from supervisor.plan.gpu_policy import Flag, Generation
+from supervisor.plan.gpu_policy import Flag, Generation, GpuDecision
+from supervisor.plan.model import Plan
 
 # Options that a step takes over from the plan (and from the step before).
 VRAM_FLAGS = frozenset(
@@ -54,6 +56,39 @@ def ladder_flags(
     """Step number ``step`` (from 1); None for 0 and beyond the last one."""
     steps = ladder(generation, mode)
     return steps[step - 1] if 1 <= step <= len(steps) else None
+
+
+def at_step(
+    decision: GpuDecision, step: int, generation: Generation
+) -> tuple[GpuDecision, LadderStep | None]:
+    """The decision with the flags of ``step``; unchanged for 0 and where there is no such."""
+    rung = ladder_flags(step, generation, decision.mode)
+    if rung is None or decision.device is None:
+        return decision, None
+    kept = tuple(flag for flag in decision.flags if flag.name not in VRAM_FLAGS)
+    explained = tuple(replace(flag, reason=f"VRAM ladder: {rung.name}") for flag in rung.flags)
+    return replace(decision, flags=(*kept, *explained)), rung
+
+
+def step_down(build: Callable[[int], Plan], current: Plan, generation: Generation) -> Plan | None:
+    """The plan of the next step that changes ComfyUI's command; None at the bottom.
+
+    ``build`` makes the plan for a step number. A step that the user's own options overrule
+    is passed over: it would change nothing, or less than the step before.
+    """
+    mode = MemoryMode(current.gpu.mode or MemoryMode.AUTO)
+    for rung in ladder(generation, mode)[current.gpu.ladder_step :]:
+        lower = build(rung.number)
+        command = _command(lower)
+        if lower.gpu.ladder_step != rung.number:
+            return None  # there is no GPU, or the ladder is turned off
+        if command != _command(current) and all(flag.name in command for flag in rung.flags):
+            return lower
+    return None
+
+
+def _command(plan: Plan) -> tuple[str, ...]:
+    return next((spec.command for spec in plan.services if spec.name == "comfyui"), ())
 
 
 _Rung = tuple[str, tuple[Flag, ...], str]
