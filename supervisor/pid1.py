@@ -16,9 +16,12 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
-from typing import NoReturn
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:  # importing typing takes as long as the rest together
+    from collections.abc import Callable, Iterator, Sequence
+    from typing import NoReturn
 
 LEFTOVER_GRACE_S = 2.0
 """What the child leaves behind has so long between SIGTERM and SIGKILL."""

@@ -153,5 +153,5 @@ def run_init(
         wrapper=wrapper,
         stderr=subprocess.PIPE,
     ) as init:
-        out, err = init.process.communicate(timeout=DEADLINE_S)
+        out, err = init.process.communicate(timeout=2 * DEADLINE_S)
         return init.process.returncode, out.decode(), err.decode()
