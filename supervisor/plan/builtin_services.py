@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from supervisor.config.settings import JupyterSection
 from supervisor.plan.context import PlanContext
 from supervisor.plan.env_policy import plain
 from supervisor.plan.model import Skipped
@@ -13,6 +14,7 @@ from supervisor.services.spec import (
     EnsureLines,
     HttpProbe,
     Liveness,
+    PrepareStep,
     Readiness,
     RunFirst,
     ServiceKind,
@@ -54,25 +56,11 @@ def plan_jupyter(context: PlanContext) -> ServicePlan:
         token = context.generated.jupyter_token
         reasons.append("no token was given: one was generated")
     root = section.root or context.workspace
-    command = (
-        program or section.command[0],
-        *section.command[1:],
-        "--ip=0.0.0.0",
-        f"--port={section.port}",
-        "--no-browser",
-        "--allow-root",
-        f"--ServerApp.root_dir={root}",
-        # Otherwise it moves to the next port in silence when this one is taken.
-        "--ServerApp.port_retries=0",
-        "--ServerApp.allow_remote_access=True",
-        "--ServerApp.trust_xheaders=True",
-        "--ServerApp.allow_origin=*",
-    )
     address = f"http://127.0.0.1:{section.port}"
     service = ServiceSpec(
         name="jupyter",
         kind=ServiceKind.JUPYTER,
-        command=command,
+        command=_jupyter_command(program or section.command[0], section, root),
         environment={"JUPYTER_TOKEN": token},
         secret_names=frozenset({"JUPYTER_TOKEN"}),
         required=section.required,
@@ -89,6 +77,23 @@ def plan_jupyter(context: PlanContext) -> ServicePlan:
     return ServicePlan(service)
 
 
+def _jupyter_command(program: str, section: JupyterSection, root: Path) -> tuple[str, ...]:
+    return (
+        program,
+        *section.command[1:],
+        "--ip=0.0.0.0",
+        f"--port={section.port}",
+        "--no-browser",
+        "--allow-root",
+        f"--ServerApp.root_dir={root}",
+        # Otherwise it moves to the next port in silence when this one is taken.
+        "--ServerApp.port_retries=0",
+        "--ServerApp.allow_remote_access=True",
+        "--ServerApp.trust_xheaders=True",
+        "--ServerApp.allow_origin=*",
+    )
+
+
 def plan_filebrowser(context: PlanContext) -> ServicePlan:
     """FileBrowser, never with a default password."""
     section = context.settings.filebrowser
@@ -97,22 +102,11 @@ def plan_filebrowser(context: PlanContext) -> ServicePlan:
     program = context.program(section.command)
     given = plain(section.password)
     password = given or context.generated.filebrowser_password
-    unavailable, hint = None, None
-    if program is None:
-        unavailable = _not_installed("FileBrowser", section.command)
-        hint = "install filebrowser, or filebrowser.enabled = false"
-    elif len(password) < FILEBROWSER_PASSWORD_LENGTH:
-        unavailable = (
-            "Cannot start FileBrowser: its password must have at least "
-            f"{FILEBROWSER_PASSWORD_LENGTH} characters"
-        )
-        hint = "set a longer FB_PASSWORD, or none to have one generated"
     root = section.root or context.workspace
-    state = context.settings.supervisor.state_dir / "filebrowser"
-    database = state / "filebrowser.db"
+    database = context.settings.supervisor.state_dir / "filebrowser" / "filebrowser.db"
     executable = program or section.command
-    user = ("sh", "-c", _FILEBROWSER_USER, "sh", executable, section.username, "{secret}")
     address = f"http://127.0.0.1:{section.port}"
+    unavailable, hint = _filebrowser_fault(program, section.command, password)
     service = ServiceSpec(
         name="filebrowser",
         kind=ServiceKind.FILEBROWSER,
@@ -129,18 +123,44 @@ def plan_filebrowser(context: PlanContext) -> ServicePlan:
         cwd=root,
         port=section.port,
         url=f"{address}/",
-        reasons=(
-            "the password was given" if given else "no password was given: one was generated",
-        ),
-        prepare=(
-            EnsureDirectory(state, 0o700),
-            RunFirst((executable, "config", "init", f"--database={database}"), creates=database),
-            RunFirst((*user, str(database)), secret=password),
-        ),
+        reasons=("the password was given" if given else "no password was given: one is generated",),
+        prepare=_filebrowser_steps(executable, section.username, password, database),
         unavailable=unavailable,
         hint=hint,
     )
     return ServicePlan(service)
+
+
+def _filebrowser_steps(
+    executable: str, username: str, password: str, database: Path
+) -> tuple[PrepareStep, ...]:
+    """Make the database and set the password before anything listens.
+
+    FileBrowser takes a password only as an argument: it is on the command line of this
+    short step, and never of the service.
+    """
+    user = ("sh", "-c", _FILEBROWSER_USER, "sh", executable, username, "{secret}", str(database))
+    return (
+        EnsureDirectory(database.parent, 0o700),
+        RunFirst((executable, "config", "init", f"--database={database}"), creates=database),
+        RunFirst(user, secret=password),
+    )
+
+
+def _filebrowser_fault(
+    program: str | None, command: str, password: str
+) -> tuple[str | None, str | None]:
+    """Why it cannot be started, and the hint."""
+    if program is None:
+        hint = "install filebrowser, or filebrowser.enabled = false"
+        return _not_installed("FileBrowser", command), hint
+    if len(password) < FILEBROWSER_PASSWORD_LENGTH:
+        least = f"at least {FILEBROWSER_PASSWORD_LENGTH} characters"
+        return (
+            f"Cannot start FileBrowser: its password must have {least}",
+            "set a longer FB_PASSWORD, or none to have one generated",
+        )
+    return None, None
 
 
 def plan_ssh(context: PlanContext) -> ServicePlan:

@@ -1,4 +1,4 @@
-"""Dependencies between services: checks and the order of start and stop."""
+"""Dependencies between services: checks and the order of start."""
 
 from __future__ import annotations
 
@@ -72,11 +72,6 @@ def start_order(services: Sequence[ServiceSpec]) -> tuple[ServiceSpec, ...]:
             raise ValueError("the services wait for each other")
         placed[free] = specs[free]
     return tuple(placed.values())
-
-
-def stop_order(services: Sequence[ServiceSpec]) -> tuple[ServiceSpec, ...]:
-    """Dependents before what they depend on."""
-    return tuple(reversed(start_order(services)))
 
 
 def _edges(services: Iterable[ServiceSpec]) -> dict[str, list[str]]:
