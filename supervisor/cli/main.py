@@ -22,8 +22,6 @@ COMMANDS: dict[str, dict[str, str]] = {
         "run": "boot the pod, or run one program under the init",
         "plan": "show what run would do, with reasons; touches nothing",
         "check": "validate the configuration",
-        "demo": "boot a whole pod here, without GPU, ComfyUI or network",
-        "worker": "the RunPod Serverless handler",
     },
     "Look": {
         "status": "the pod at a glance",

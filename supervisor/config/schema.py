@@ -7,7 +7,7 @@ import json
 import types
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic import BaseModel, SecretStr
 from pydantic_core import PydanticUndefined
@@ -24,6 +24,7 @@ from supervisor.config.settings import (
     ServiceSection,
     Settings,
 )
+from supervisor.config.template import to_toml, toml_key
 
 _SCHEMA_URL = "https://json-schema.org/draft/2020-12/schema"
 _WORDS = {str: "text", int: "whole number", float: "number", bool: "true / false",
@@ -108,16 +109,16 @@ def _effective_lines(loaded: LoadedSettings, section: str, *, everything: bool) 
         origin = loaded.layers.origin(path)
         if origin is None and not everything:
             continue
-        text = _toml(_hidden(value, str(path[-1])))
+        text = to_toml(_hidden(value, str(path[-1])))
         comment = f"  # {origin}" if origin else ""
-        key = _toml_key(str(path[-1]))
+        key = toml_key(str(path[-1]))
         tables.setdefault(path[:-1], []).append(
             f"{key} = {text}{comment}" if value is not None else f"# {key} is not set"
         )
     for number, (table, lines) in enumerate(tables.items()):
         if number:
             yield ""
-        yield f"[{'.'.join(_toml_key(str(part)) for part in table)}]"
+        yield f"[{'.'.join(toml_key(str(part)) for part in table)}]"
         yield from lines
 
 
@@ -145,21 +146,6 @@ def _hidden(value: Any, name: str) -> Any:
     if isinstance(value, tuple | list):
         return [_hidden(item, "") for item in value]
     return str(value)
-
-
-def _toml(value: Any) -> str:
-    if isinstance(value, dict):
-        inner = ", ".join(f"{_toml_key(k)} = {_toml(v)}" for k, v in value.items() if v is not None)
-        return f"{{ {inner} }}" if inner else "{}"
-    if isinstance(value, list):
-        return f"[{', '.join(_toml(item) for item in value)}]"
-    # JSON texts are TOML basic strings, but for the DEL character that JSON leaves bare.
-    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
-
-
-def _toml_key(name: str) -> str:
-    bare = name.isascii() and name.replace("-", "").replace("_", "").isalnum()
-    return name if bare else json.dumps(name)
 
 
 def _heading(title: str, section: type[BaseModel]) -> str:
@@ -214,6 +200,8 @@ def _type_name(annotation: Any) -> str:
     if get_origin(annotation) in (Union, types.UnionType):
         members = [m for m in get_args(annotation) if m is not type(None)]
         return " or ".join(_type_name(member) for member in members)
+    if get_origin(annotation) is Annotated:
+        return _type_name(get_args(annotation)[0])
     if get_origin(annotation) is Literal:
         return ", ".join(f"`{value}`" for value in get_args(annotation))
     if get_origin(annotation) is tuple:

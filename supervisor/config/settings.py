@@ -237,7 +237,9 @@ class ServiceSection(Section):
         (), description='Services that come first: "name" (ready) or "name:started".'
     )
     required: bool = Field(False, description="/ping is 503 while it is down for good.")
-    restart: Literal["always", "on-failure", "never"] = Field("always", description="When.")
+    restart: Literal["always", "on-failure", "never"] = Field(
+        "always", description="When it is started again after it ended."
+    )
     on_failure: Literal["ignore", "shutdown"] = Field(
         "ignore", description="When it is down for good: ignore, or end the container."
     )
