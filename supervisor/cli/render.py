@@ -42,7 +42,7 @@ def render_status(status: Mapping[str, Any], paint: Paint, width: int) -> str:
     """Render ``status --json``'s document in at most ``width`` columns."""
     blocks = (
         _pod(status, paint),
-        _gpu(status, paint),
+        render_gpu(status, paint),
         _services(status, paint, width),
         _downloads(status, paint),
         _sync(status, paint),
@@ -144,7 +144,8 @@ def _page(health: Mapping[str, Any]) -> str:
     return str(health.get("url") or f"http://{host}:{health['port']}/{token}")
 
 
-def _gpu(status: Mapping[str, Any], paint: Paint) -> Iterator[str]:
+def render_gpu(status: Mapping[str, Any], paint: Paint) -> Iterator[str]:
+    """Render the GPU part of a status."""
     gpu = status.get("gpu") or {}
     label = "gpu"
     for device in gpu.get("devices") or ():

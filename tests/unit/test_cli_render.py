@@ -1,0 +1,152 @@
+"""The status screen: everything that matters, nothing that breaks a terminal."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from supervisor.cli.render import Paint, duration, fit, render_status, size
+from supervisor.core.status import (
+    Advice,
+    Alert,
+    DownloadFileStatus,
+    DownloadsStatus,
+    DownloadState,
+    GpuDeviceStatus,
+    GpuStatus,
+    HostStatus,
+    IdleStatus,
+    LastExit,
+    Phase,
+    ServiceState,
+    ServiceStatus,
+    Snapshot,
+    SyncStatus,
+)
+
+PLAIN = Paint(enabled=False)
+FULL = Snapshot(
+    phase=Phase.DEGRADED,
+    version="1.2.3",
+    config_file="/etc/supervisor/supervisor.toml",
+    health={"host": "0.0.0.0", "port": 8000, "token": "tok"},
+    gpu=GpuStatus(
+        devices=(
+            GpuDeviceStatus(
+                0,
+                "NVIDIA L4",
+                memory_total_bytes=24 * 2**30,
+                memory_used_bytes=2**30,
+                utilization_ratio=0.5,
+                temperature_celsius=61,
+            ),
+        ),
+        tier="prosumer",
+        mode="full",
+        nvenc={"h264": True, "av1": False},
+        ladder_step=1,
+        ladder_reasons=("out of memory twice",),
+    ),
+    services={
+        "comfyui": ServiceStatus(
+            "comfyui",
+            ServiceState.BACKOFF,
+            pid=None,
+            restarts=3,
+            required=True,
+            message="waits 4 s",
+            last_exit=LastExit(1, None, "port taken", "2026-01-01T00:00:00Z"),
+            hint="set comfyui.port",
+        ),
+        "jupyter": ServiceStatus(
+            "jupyter", ServiceState.READY, ready=True, pid=77, url="http://127.0.0.1:8888"
+        ),
+    },
+    downloads=DownloadsStatus(
+        files=(
+            DownloadFileStatus("a.safetensors", DownloadState.ACTIVE, 1000, 250),
+            DownloadFileStatus("b", DownloadState.FAILED, error="gated", hint="set HF_TOKEN"),
+            DownloadFileStatus("c", DownloadState.DONE, 10**9, 10**9),
+        ),
+        rate_bytes_per_s=2e8,
+        eta_s=90,
+    ),
+    sync=SyncStatus(
+        True, "s3://b/outputs", 2, 10, 1, last_error="refused", hint="look at R2_BUCKET"
+    ),
+    host=HostStatus(cpu_ratio=0.25, memory_used_bytes=2**31, disks={"/workspace": 10**10}),
+    idle=IdleStatus(True, 300, 3600, ()),
+    alerts=(Alert("disk", "disk is 95 % full"),),
+    advice=(Advice("x", "use SDPA", hint="--use-pytorch", count=4),),
+    notes=("a note",),
+)
+
+
+def render(snapshot: Snapshot, width: int = 100, paint: Paint = PLAIN) -> str:
+    return render_status(snapshot.to_json(), paint, width)
+
+
+def test_everything_that_matters_is_there() -> None:
+    screen = render(FULL)
+    for text in (
+        "degraded", "1.2.3", "/etc/supervisor/supervisor.toml", "waits for comfyui",
+        "http://127.0.0.1:8000/?token=tok", "NVIDIA L4", "1.0 GiB of 24.0 GiB", "50 %", "61 °C",
+        "tier prosumer", "mode full", "nvenc h264", "VRAM ladder step 1", "out of memory twice",
+        "! comfyui", "backoff", "3 restarts", "waits 4 s", "ended by exit 1: port taken",
+        "hint: set comfyui.port", "pid 77", "http://127.0.0.1:8888",
+        "1 of 3 files, 1.0 GB of 1.0 GB, 200.0 MB/s, 1m30s left, 1 failed",
+        "failed b", "gated", "hint: set HF_TOKEN", "active 25 % a.safetensors",
+        "s3://b/outputs  10 stored, 2 pending, 1 failed", "refused", "look at R2_BUCKET",
+        "cpu 25 %", "/workspace 10.0 GB free", "5m00s of 1h00m", "disk is 95 % full",
+        "use SDPA (4 times)", "--use-pytorch", "a note",
+    ):  # fmt: skip
+        assert text in screen
+    assert "av1" not in screen
+
+
+def test_an_empty_snapshot_renders() -> None:
+    assert render(Snapshot()).startswith("pod        booting")
+
+
+def test_rescue_shows_every_line_of_the_errors() -> None:
+    screen = render(Snapshot(phase=Phase.RESCUE, rescue=("health.port: bad\n  hint: 8000",)))
+    assert "error      health.port: bad" in screen
+    assert "hint: 8000" in screen
+
+
+@pytest.mark.parametrize("width", [20, 40, 59, 80, 200])
+def test_no_line_is_wider_than_the_terminal(width: int) -> None:
+    for paint in (PLAIN, Paint(enabled=True)):
+        for line in render(FULL, width, paint).splitlines():
+            assert len(re.sub(r"\x1b\[\d+m", "", line)) <= width
+
+
+def test_colour_only_when_allowed() -> None:
+    assert "\x1b" not in render(FULL)
+    assert "\x1b[33mdegraded" in render(FULL, paint=Paint(enabled=True))
+
+
+def test_foreign_text_cannot_steer_the_terminal() -> None:
+    evil = ServiceStatus("x", message="\x1b[2J\x07\rboo", hint="a\nb")
+    screen = render(Snapshot(services={"x": evil}))
+    assert "\x1b" not in screen
+    assert "\x07" not in screen
+    assert "hint: a b" in screen
+
+
+def test_fit_keeps_short_lines_and_counts_only_what_is_seen() -> None:
+    assert fit("abc", 3) == "abc"
+    assert fit("abcd", 3) == "ab…"
+    painted = "\x1b[31mabcd\x1b[0m"
+    assert fit(painted, 4).startswith("\x1b[31mabcd")
+    assert "ab…" in fit(painted, 3)
+
+
+def test_units() -> None:
+    assert [size(n) for n in (0, 999, 1000, 1.5e9, 2e13)] == [
+        "0 B", "999 B", "1.0 kB", "1.5 GB", "20.0 TB",
+    ]  # fmt: skip
+    assert [duration(s) for s in (5, 65, 700, 3700, 90000)] == [
+        "5s", "1m05s", "11m", "1h01m", "1d1h",
+    ]  # fmt: skip
