@@ -5,9 +5,12 @@ from __future__ import annotations
 import argparse
 import sys
 from functools import partial
-from typing import NoReturn
 
 from supervisor.errors import ExitCode
+
+TYPE_CHECKING = False  # spares the import of typing; type checkers know the name
+if TYPE_CHECKING:
+    from typing import NoReturn
 
 _WIDTH = 90
 
