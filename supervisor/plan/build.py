@@ -76,6 +76,7 @@ def build_plan(
         health=HealthPlan(settings.health.host, settings.health.port),
         notes=(
             *gpu.notes,
+            *_lost_gpu(gpu, environ),
             *comfyui.notes,
             *notes,
             *environment.notes,
@@ -205,6 +206,15 @@ def _reserved(name: str) -> ConfigProblem:
         reason=f"{name} is a built-in service",
         hint=f"configure it in [{name}], or give your service another name",
     )
+
+
+def _lost_gpu(gpu: GpuDecision, environ: Mapping[str, str]) -> list[str]:
+    """RunPod may bring a stopped pod back without a GPU (CONTRACTS: volumes)."""
+    if gpu.device is not None or "RUNPOD_POD_ID" not in environ:
+        return []
+    if environ.get("RUNPOD_GPU_COUNT", "0") == "0":
+        return ["this pod came up with no GPU: RunPod had none free on its host; stop and start it"]
+    return ["RunPod counts a GPU for this pod, but none can be used: see supervisor doctor"]
 
 
 def _read_only(facts: HardwareFacts, *directories: Path) -> list[str]:

@@ -19,6 +19,8 @@ MARKETED_GB = (2, 3, 4, 6, 8, 10, 11, 12, 16, 20, 24, 32, 40, 48, 64, 80, 94, 96
                180, 192, 256, 288)  # fmt: skip
 NOMINAL_SLACK = 0.10  # farther than this from every marketed size: take the size as it is
 
+HIDDEN = ("", "-1")  # values of CUDA_VISIBLE_DEVICES under which CUDA sees no device
+
 PROSUMER_FROM_GB = 24
 DATACENTER_FROM_GB = 48
 FULL_FROM_GB = 48
@@ -100,9 +102,15 @@ def decide_gpu(
     visible: str | None = None,
 ) -> GpuDecision:
     """Choose device, tier, mode and flags; ``visible`` is an inherited CUDA_VISIBLE_DEVICES."""
+    if visible is not None and visible.strip() in HIDDEN:
+        cause = f"CUDA_VISIBLE_DEVICES={visible} hides every GPU"
+        return _without_gpu(settings, cause, uncertain=False)
+    if not gpu.devices:
+        cause = gpu.error or "NVML lists no device"
+        return _without_gpu(settings, cause, uncertain=gpu.uncertain)
     device, environment, why_device, notes = _choose_device(settings, gpu, visible)
     if device is None:
-        return _without_gpu(settings, gpu, notes)
+        return _without_gpu(settings, notes[0], uncertain=True)
     size_gb = nominal_gb(device.memory_total_mib)
     card = f"{device.name} with {device.memory_total_mib} MiB counts as a {size_gb} GB card"
     reasons = [card, *why_device]
@@ -168,8 +176,6 @@ def _choose_device(
     settings: GpuSection, gpu: GpuFacts, visible: str | None
 ) -> tuple[GpuDevice | None, dict[str, str], list[str], list[str]]:
     devices = gpu.devices
-    if not devices:
-        return None, {}, [], []
     if visible is not None:
         return _inherited_device(gpu, visible)
     notes: list[str] = []
@@ -199,20 +205,19 @@ def _inherited_device(
     return None, {}, [], [note]
 
 
-def _without_gpu(settings: GpuSection, gpu: GpuFacts, notes: list[str]) -> GpuDecision:
+def _without_gpu(settings: GpuSection, cause: str, *, uncertain: bool) -> GpuDecision:
     tier = None if settings.tier is Tier.AUTO else settings.tier
-    cause = gpu.error or "NVML lists no device"
-    if gpu.uncertain:
+    if uncertain:
         reason = f"the GPU is unknown ({cause}): ComfyUI decides by itself"
         mode = (
             settings.memory_mode
             if settings.memory_mode is not MemoryMode.AUTO
             else MemoryMode.MODEL_CPU_OFFLOAD
         )
-        return GpuDecision(None, tier, mode, (), {}, (reason,), tuple(notes))
+        return GpuDecision(None, tier, mode, (), {}, (reason,), (reason,))
     reason = f"no GPU ({cause}): ComfyUI runs on the CPU"
     flag = Flag("--cpu", reason="there is no GPU")
-    return GpuDecision(None, tier, MemoryMode.NONE, (flag,), {}, (reason,), tuple(notes))
+    return GpuDecision(None, tier, MemoryMode.NONE, (flag,), {}, (reason,))
 
 
 def _size_for_tier(tier: Tier, measured_gb: int) -> int:

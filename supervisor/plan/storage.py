@@ -29,9 +29,11 @@ fi"""
 
 def paths_to_probe(settings: Settings) -> tuple[Path, ...]:
     """Paths whose mounts the plan wants to know (for ``hardware.host.read_host``)."""
+    homes = (settings.comfyui.root, *(volume / "ComfyUI" for volume in VOLUMES))
     given = (
         settings.storage.workspace,
         settings.comfyui.root,
+        *(home / folder for home in homes for folder in ("output", "models")),
         settings.comfyui.output_directory,
         settings.models.directory,
         settings.supervisor.state_dir,

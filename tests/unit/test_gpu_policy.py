@@ -130,6 +130,17 @@ def test_without_a_gpu_comfyui_runs_on_the_cpu() -> None:
     assert (decision.tier, decision.mode) == (None, MemoryMode.NONE)
 
 
+@pytest.mark.parametrize("visible", ["", "-1"])
+def test_a_gpu_that_is_hidden_on_purpose_is_not_used(visible: str) -> None:
+    assert [flag.name for flag in decide("l4-23034", visible=visible).flags] == ["--cpu"]
+
+
+def test_an_inherited_name_that_nvml_does_not_know_is_left_to_comfyui() -> None:
+    decision = decide("l4-23034", visible="GPU-elsewhere")
+    assert decision.flags == ()
+    assert "names no GPU that NVML sees" in decision.notes[0]
+
+
 def test_a_hung_driver_does_not_put_a_rented_gpu_aside() -> None:
     gpu = GpuFacts(error="NVML did not answer within 5 s", uncertain=True)
     decision = decide_gpu(GpuSection(), gpu, NEWEST)

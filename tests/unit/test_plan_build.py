@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,8 @@ from supervisor.hardware.facts import HardwareFacts
 from supervisor.plan.build import GeneratedSecrets, build_plan
 from supervisor.plan.model import Plan
 from supervisor.plan.render import plan_to_json, render_plan
-from tests.unit.plan_machines import CARDS, COMFYUI, machine
+from supervisor.plan.storage import paths_to_probe
+from tests.unit.plan_machines import CARDS, COMFYUI, machine, mount
 
 GENERATED = GeneratedSecrets("jupyter-generated-token", "filebrowser-generated", "health-generated")
 
@@ -129,3 +131,24 @@ def test_the_ram_cache_is_told_what_the_container_may_use() -> None:
     assert cache_ram("0.30.0-host-ram") == ["255.0", "300.0"]
     assert cache_ram("0.3.76-no-dynamic-vram") == []
     assert cache_ram("0.3.10-normalvram") == []
+
+
+def test_a_pod_that_came_back_without_its_gpu_is_told() -> None:
+    (note,) = plan({"RUNPOD_POD_ID": "p", "RUNPOD_GPU_COUNT": "0"}).notes
+    assert "came up with no GPU" in note
+    (note,) = plan({"RUNPOD_POD_ID": "p", "RUNPOD_GPU_COUNT": "1"}).notes
+    assert "none can be used" in note
+
+
+def test_an_output_folder_that_cannot_be_written_is_noted() -> None:
+    output = Path("/opt/ComfyUI/output")
+    assert output in paths_to_probe(Settings())
+    read_only = replace(mount(str(output), point="/", kind="overlay"), writable=False)
+    host = replace(HardwareFacts().host, mounts={output: read_only})
+    decided = build_plan(
+        settings=Settings(),
+        facts=HardwareFacts(host=host),
+        environ={},
+        generated=GENERATED,
+    )
+    assert f"{output} cannot be written" in decided.notes
