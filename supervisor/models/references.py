@@ -16,6 +16,10 @@ HUGGING_FACE = "https://huggingface.co"
 CIVITAI = "https://civitai.com"
 DEFAULT_REVISION = "main"
 _CHOICES = ("type", "format", "size", "fp")
+# First components of the hub's addresses that are not an owner of models.
+_NOT_OWNERS = frozenset(
+    {"api", "datasets", "spaces", "docs", "blog", "papers", "collections", "models"}
+)
 _REPO = re.compile(r"^[\w.-]+/[\w.-]+$")
 
 
@@ -110,9 +114,11 @@ def recognise(
         return "file", url
     if parts.scheme not in ("http", "https") or not parts.hostname:
         raise ValueError("write an address that starts with https://, http:// or file://")
-    if parts.netloc in _hosts(hf_endpoint, HUGGING_FACE, "https://hf.co"):
+    hub = _hosts(HUGGING_FACE, "https://hf.co")
+    if parts.netloc in _hosts(hf_endpoint) | hub:
         reference = _from_hub_path(unquote(parts.path))
-        if reference is not None:
+        # "/a/b" on a mirror may be anything; on the hub it is a repository.
+        if reference is not None and (reference.path or parts.netloc in hub):
             return "huggingface", str(reference)
     if parts.netloc in _hosts(civitai_endpoint, CIVITAI, "https://www.civitai.com"):
         civitai = _from_civitai_path(parts.path, parts.query)
@@ -134,7 +140,7 @@ def _hosts(*endpoints: str) -> frozenset[str]:
 
 def _from_hub_path(path: str) -> HubReference | None:
     parts = path.strip("/").split("/")
-    if len(parts) < 2 or parts[0] in ("api", "datasets", "spaces", "docs", "blog", "papers"):
+    if len(parts) < 2 or parts[0] in _NOT_OWNERS:
         return None
     repo = "/".join(parts[:2])
     if len(parts) == 2:

@@ -7,6 +7,7 @@ in ``seen`` so that tests can tell where a token went.
 
 from __future__ import annotations
 
+import base64
 import hashlib
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -14,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import urlsplit
 
-from aiohttp import BasicAuth, web
+from aiohttp import web
 
 HF_TOKEN = "hf_test_token"
 CIVITAI_TOKEN = "civitai_test_token"
@@ -210,7 +211,7 @@ class Hub:
             return web.Response(status=405)
         wanted = self.users.get(request.path)
         given = request.headers.get("Authorization")
-        if wanted is not None and given != BasicAuth(*wanted).encode():
+        if wanted is not None and given != basic(*wanted):
             return web.Response(status=401, headers={"WWW-Authenticate": "Basic"})
         if request.path not in self.files:
             return web.Response(status=404)
@@ -263,6 +264,10 @@ async def _listening(app: web.Application) -> AsyncIterator[str]:
         yield f"http://127.0.0.1:{port}"
     finally:
         await runner.cleanup()
+
+
+def basic(user: str, password: str) -> str:
+    return "Basic " + base64.b64encode(f"{user}:{password}".encode()).decode()
 
 
 def host_of(url: str) -> str:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
+from base64 import b64encode
 from collections.abc import Mapping
 from dataclasses import dataclass
-from urllib.parse import unquote_to_bytes, urljoin, urlsplit, urlunsplit
-
-from aiohttp import BasicAuth
+from urllib.parse import unquote, unquote_to_bytes, urljoin, urlsplit, urlunsplit
 
 from supervisor.download.request import DownloadRequest, Resolved
 from supervisor.errors import PermanentTransferError, TransientTransferError
@@ -97,13 +96,13 @@ class HttpSource:
         parts = urlsplit(url)
         clean = urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
         if parts.username:
-            user = unquote_to_bytes(parts.username).decode()
-            auth = BasicAuth(user, unquote_to_bytes(parts.password or "").decode())
+            user, password = unquote(parts.username), unquote(parts.password or "")
         elif found := self._context.credentials(parts.hostname or ""):
-            auth = BasicAuth(found.user, found.password)
+            user, password = found.user, found.password
         else:
             return clean, {}
-        return clean, {"Authorization": auth.encode()}
+        encoded = b64encode(f"{user}:{password}".encode()).decode("ascii")
+        return clean, {"Authorization": f"Basic {encoded}"}
 
 
 def _refuse_web_page(answer: _Answer, request: DownloadRequest, *, doing: str) -> None:
