@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import subprocess
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -60,6 +61,14 @@ def read_host(paths: Iterable[Path], *, system_root: Path = Path("/")) -> HostFa
         tcmalloc=find_tcmalloc(system_root),
         sysctl_writable=os.access(system_root / SYSCTL_PROBE, os.W_OK),
     )
+
+
+def find_programs(
+    names: Iterable[str], *, environ: Mapping[str, str], folders: Iterable[Path] = ()
+) -> dict[str, str | None]:
+    """Where each program is: on PATH, else in ``folders`` (ComfyUI's own environment)."""
+    search = os.pathsep.join([environ.get("PATH") or os.defpath, *map(str, folders)])
+    return {name: shutil.which(name, path=search) for name in names}
 
 
 def read_cgroup(system_root: Path = Path("/")) -> CgroupLimits:

@@ -12,6 +12,16 @@ from supervisor.plan.env_policy import handed_over
 from supervisor.plan.secrets import GeneratedSecrets
 
 
+def programs_to_find(settings: Settings) -> tuple[str, ...]:
+    """Programs that the plan wants to know (for ``hardware.host.find_programs``)."""
+    return (
+        settings.jupyter.command[0],
+        settings.filebrowser.command,
+        settings.ssh.command,
+        "ffmpeg",
+    )
+
+
 @dataclass(frozen=True, slots=True)
 class PlanContext:
     """Inputs of the planner plus the few decisions that all services share."""

@@ -8,7 +8,15 @@ from pathlib import Path
 
 import pytest
 
-from supervisor.hardware.host import find_tcmalloc, read_cgroup, read_host, read_mounts
+from supervisor.config.settings import Settings
+from supervisor.hardware.host import (
+    find_programs,
+    find_tcmalloc,
+    read_cgroup,
+    read_host,
+    read_mounts,
+)
+from supervisor.plan.context import programs_to_find
 
 GIB = 1024**3
 
@@ -181,3 +189,21 @@ def test_tcmalloc_counts_only_when_the_linker_takes_it(tmp_path: Path) -> None:
     subprocess.run(["gcc", "-shared", "-fPIC", "-o", str(good), str(source)], check=True)
     found = find_tcmalloc(tmp_path)
     assert found == Path("/usr/lib/x86_64-linux-gnu/libtcmalloc.so.4")
+
+
+def test_programs_are_found_on_the_path_and_beside_comfyuis_python(tmp_path: Path) -> None:
+    for folder, name in (("bin", "one"), ("venv", "two"), ("venv", "one")):
+        path = tree(tmp_path, {f"{folder}/{name}": "#!/bin/sh"}) / folder / name
+        path.chmod(0o755)
+    found = find_programs(
+        ["one", "two", "three", str(tmp_path / "bin" / "one")],
+        environ={"PATH": str(tmp_path / "bin")},
+        folders=[tmp_path / "venv"],
+    )
+    assert found == {
+        "one": str(tmp_path / "bin/one"),
+        "two": str(tmp_path / "venv/two"),
+        "three": None,
+        str(tmp_path / "bin/one"): str(tmp_path / "bin/one"),
+    }
+    assert "jupyter" in programs_to_find(Settings())
