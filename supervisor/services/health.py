@@ -31,6 +31,7 @@ _PROBE_TIMEOUT_S = 5.0
 _EXEC_LIMIT = 5  # a program that replaces itself for ever is not starting
 _ACTIVE_RATIO = 0.05  # of one core: a hung process waits, a busy one computes
 _PATIENCE = 4
+_LAST_BREATH_S = 0.5
 
 
 class Verdict(StrEnum):
@@ -101,7 +102,7 @@ async def become_ready(life: Life, readiness: Readiness) -> Finding | None:
         if detail is None:
             return None
         now_s = anyio.current_time()
-        if execs < _EXEC_LIMIT and (current := life.image()) != image:
+        if execs < _EXEC_LIMIT and _replaced(image, current := life.image()):
             image, begun_s, execs = current, now_s, execs + 1
         if now_s >= max(begun_s + readiness.timeout_s, life.announced.extended_until_s):
             return Finding(
@@ -110,6 +111,10 @@ async def become_ready(life: Life, readiness: Readiness) -> Finding | None:
                 "give it more time (timeout_s, for ComfyUI start_timeout_s), or see its log",
             )
         pause_s = min(readiness.interval_s, pause_s * 2)
+
+
+def _replaced(before: tuple[str, str] | None, now: tuple[str, str] | None) -> bool:
+    return before is not None and now is not None and before != now
 
 
 async def _ask(life: Life, readiness: Readiness, pause_s: float) -> str | None:
@@ -170,7 +175,7 @@ class LivenessWatch:
     async def _check(self, liveness: Liveness) -> Finding | None:
         spec = self._spec()
         result = await self._life.probe(liveness.probe, liveness.timeout_s)
-        if spec.readiness is not None and self._life.image() != self._image:
+        if spec.readiness is not None and _replaced(self._image, self._life.image()):
             return Finding(None, "it replaced its own process")
         self._note_progress(result)
         if (stalled := self._stalled(spec)) is not None:
@@ -196,6 +201,8 @@ class LivenessWatch:
         )
         match judge(pulse):
             case Verdict.IN_PLACE:
+                # A process that is ending closes its port just before its end is seen.
+                await anyio.sleep(_LAST_BREATH_S)
                 return Finding(None, "its port is gone but its process lives")
             case Verdict.HUNG:
                 what = await self._life.describe()

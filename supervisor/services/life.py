@@ -112,7 +112,7 @@ class Life(Protocol):
         """Make the leader write its stacks and end, without a core dump."""
 
     def image(self) -> tuple[str, str] | None:
-        """A value that changes when the leader replaced itself by exec."""
+        """A value that changes when the leader replaced itself by exec; None when it ended."""
 
     async def cpu_seconds(self) -> float:
         """CPU time used by it and its descendants."""
@@ -210,7 +210,8 @@ class ServiceLife:
     def image(self) -> tuple[str, str] | None:
         """A value that changes when the leader replaced itself by exec."""
         stat = procfs.read_stat(self.pid)
-        return stat.image if stat else None
+        # Without memory (it is ending), or without permission, the kernel shows zeros.
+        return stat.image if stat and "0" not in stat.image else None
 
     async def cpu_seconds(self) -> float:
         """CPU time used by it and its descendants."""

@@ -32,12 +32,13 @@ class LineSplitter:
 
     def feed(self, data: bytes, now_s: float) -> list[bytes]:
         """Return the lines that ``data`` completes."""
-        lines = (self._partial + data).split(b"\n")
+        text = self._partial + data
+        lines = text.split(b"\n")
         self._partial = lines.pop()
         shown, self._shown = self._shown, self._shown and not lines and not self._partial
         if shown and lines and not lines[0].rstrip(b"\r"):
             del lines[0]  # only the end of a line that idle() has shown
-        if b"\r" in data or b"\r" in self._partial:
+        if b"\r" in text:
             lines = [_final(line) for line in lines]
             lines += self._progress(now_s)
         while len(self._partial) > self._max_line_bytes:

@@ -203,6 +203,8 @@ def _give_up(spec: ServiceSpec, history: History, *, exhausted: bool) -> Decisio
             message="it keeps failing: trying once in safe mode",
         )
     message = "trying again cannot help"
-    if exhausted:
+    if exhausted and spec.max_restarts == 0:
+        message = "not restarted: max_restarts = 0"
+    elif exhausted:
         message = f"restarted {spec.max_restarts} times within {spec.window_s:g} s"
     return Decision(Trigger.FAIL, history, message=message)

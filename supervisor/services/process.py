@@ -327,7 +327,7 @@ def _explain(exc: Exception, order: Order, detail: bytes | None) -> SpawnError:
         return SpawnError(f"Cannot start {program}: {exc}")
     if not isinstance(exc, OSError):
         return SpawnError(f"Cannot start {program}: {exc}")
-    if order.cwd is not None and exc.filename == str(order.cwd):
+    if order.cwd is not None and str(exc.filename) == str(order.cwd):
         return SpawnError(
             f"Cannot start {program}: the working folder {order.cwd}: {exc.strerror}",
             hint="create the folder, or correct cwd",

@@ -210,7 +210,7 @@ class ServiceRunner:
         generation = self.status.generation + 1
         changes: dict[str, Any] = {"generation": generation}
         if generation > 1:
-            changes |= self._board.count_restart(self._next_reason or "start-asked")
+            changes |= self._board.count_restart(str(self._next_reason or "start-asked"))
         self._next_reason = None
         self._board.step(Trigger.LAUNCH, **changes)
         course = Course()
@@ -313,7 +313,7 @@ class ServiceRunner:
         self._board.step(Trigger.READY, life.announced.status, ready=True)
 
     def _restarted_in_place(self, detail: str) -> None:
-        counted = self._board.count_restart(ExitReason.IN_PLACE)
+        counted = self._board.count_restart(str(ExitReason.IN_PLACE))
         self._board.step(Trigger.REEXEC, f"restarting in place: {detail}", ready=False, **counted)
 
     def _report(self, healthy: bool, ready: bool, detail: str) -> None:
