@@ -10,6 +10,8 @@ if TYPE_CHECKING:
     from argparse import ArgumentParser, Namespace
     from collections.abc import Mapping
 
+SWITCHES = ("--json",)  # all options; see ``cli.main``
+
 
 def configure(parser: ArgumentParser) -> None:
     """Declare the options."""

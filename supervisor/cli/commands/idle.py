@@ -1,0 +1,59 @@
+"""``supervisor idle``: look at the idle shutdown, or postpone it."""
+
+from __future__ import annotations
+
+from supervisor.cli.daemon import connect_daemon
+from supervisor.cli.output import print_json
+
+TYPE_CHECKING = False  # spares the import of typing; type checkers know the name
+if TYPE_CHECKING:
+    from argparse import ArgumentParser, Namespace
+    from collections.abc import Mapping
+
+_UNIT_S = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+
+
+def configure(parser: ArgumentParser) -> None:
+    """Declare the actions."""
+    actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
+    status = actions.add_parser("status", help="how long the pod has been idle")
+    status.add_argument("--json", action="store_true", help="write JSON")
+    keep = actions.add_parser("keep", help="do not count as idle for a while; 0 takes it back")
+    keep.add_argument("duration", type=seconds_of, metavar="DURATION", help="like 90m or 2h")
+
+
+def run(args: Namespace, environ: Mapping[str, str]) -> int:
+    """Do what was asked."""
+    client = connect_daemon(environ)
+    if args.action == "keep":
+        client.post("/v1/idle/keep", {"seconds": args.duration})
+        print(f"not idle for {args.duration:g} s" if args.duration else "counting again")
+        return 0
+    idle = client.get("/v1/status")["idle"]
+    if args.json:
+        print_json(idle)
+        return 0
+    from supervisor.cli.render import clean, duration  # noqa: PLC0415 - not for --json
+
+    if not idle["enabled"]:
+        print("idle shutdown is off (ENABLE_IDLE_SHUTDOWN=true turns it on)")
+    elif idle["busy_because"]:
+        print(f"busy: {', '.join(clean(reason) for reason in idle['busy_because'])}")
+    else:
+        print(f"idle for {duration(idle['idle_s'])} of {duration(idle['limit_s'])}")
+    if idle.get("kept_until"):
+        print(f"kept until {clean(idle['kept_until'])}")
+    return 0
+
+
+def seconds_of(text: str) -> float:
+    """Read a duration such as ``30s``, ``90m``, ``2h``; a bare number is minutes.
+
+    Raises:
+        ValueError: not a duration.
+    """
+    number, unit = (text[:-1], text[-1]) if text[-1:] in _UNIT_S else (text, "m")
+    seconds = float(number) * _UNIT_S[unit]
+    if not 0 <= seconds < float("inf"):
+        raise ValueError(text)
+    return seconds

@@ -1,0 +1,107 @@
+"""``supervisor models``: model files."""
+
+from __future__ import annotations
+
+import sys
+from argparse import ArgumentParser, Namespace
+from collections.abc import Mapping
+from typing import Any
+
+from supervisor.cli.configuration import load_for
+from supervisor.cli.daemon import connect_daemon
+from supervisor.cli.environment import color_allowed
+from supervisor.cli.output import print_json
+from supervisor.cli.parsing import add_config, add_json
+from supervisor.cli.render import Paint, clean, size
+from supervisor.errors import ExitCode
+
+
+def configure(parser: ArgumentParser) -> None:
+    """Declare the actions."""
+    actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
+    add_json(actions.add_parser("list", help="files that are wanted, and how far they are"))
+    add = actions.add_parser("add", help="fetch one more file, until the next boot")
+    add.add_argument("source", metavar="URL", help="address, owner/repo:path, or CivitAI id")
+    add.add_argument("--to", default="", metavar="PATH", help="below the models folder")
+    add.add_argument("--sha256", help="expected hash")
+    add.add_argument("--now", action="store_true", help="before everything else")
+    add_json(add)
+    check = actions.add_parser("check", help="can everything be had? no daemon needed")
+    check.add_argument("names", nargs="*", metavar="NAME", help="only these")
+    add_config(check)
+    add_json(check)
+
+
+def run(args: Namespace, environ: Mapping[str, str]) -> int:
+    """Do what was asked."""
+    return {"list": _list, "add": _add, "check": _check}[args.action](args, environ)
+
+
+def source_fields(text: str) -> dict[str, Any]:
+    """Tell from its look which kind of source was given."""
+    if text.isdecimal():
+        return {"civitai": int(text)}
+    if "://" not in text and text.count("/") >= 1 and ":" in text:
+        return {"huggingface": text}
+    return {"url": text}
+
+
+def _list(args: Namespace, environ: Mapping[str, str]) -> int:
+    downloads = connect_daemon(environ).get("/v1/models")
+    if args.json:
+        print_json(downloads)
+        return ExitCode.DONE
+    paint = Paint(enabled=color_allowed(environ, sys.stdout))
+    for file in downloads["files"]:
+        total = size(file["bytes_total"]) if file["bytes_total"] else "?"
+        share = f"{size(file['bytes_done'])} of {total}"
+        print(f"{paint.state(file['state'], 9)} {share:<22} {clean(file['name'])}")
+        for name in ("error", "hint"):
+            if file.get(name):
+                print(f"{'':<10}{name}: {clean(file[name])}")
+    if not downloads["files"]:
+        print("no model files are wanted")
+    return ExitCode.DONE
+
+
+def _add(args: Namespace, environ: Mapping[str, str]) -> int:
+    body = {**source_fields(args.source), "to": args.to, "now": args.now}
+    if args.sha256:
+        body["sha256"] = args.sha256
+    answer = connect_daemon(environ).post("/v1/models", body)
+    if args.json:
+        print_json(answer)
+    else:
+        print(f"queued; `supervisor models list` shows it ({clean(args.source)})")
+    return ExitCode.DONE
+
+
+def _check(args: Namespace, environ: Mapping[str, str]) -> int:
+    from supervisor.cli.local_models import check_requests, wanted_requests  # noqa: PLC0415
+
+    loaded = load_for(args, environ)
+    requests = wanted_requests(loaded, environ, args.names)
+    answers = check_requests(loaded.settings.models, environ, requests)
+    if args.json:
+        print_json(
+            [
+                {
+                    "name": answer.request.name,
+                    "ok": answer.ok,
+                    "in_place": answer.in_place,
+                    "size_bytes": answer.size_bytes,
+                    "error": answer.error.message if answer.error else None,
+                    "hint": answer.error.hint if answer.error else None,
+                }
+                for answer in answers
+            ]
+        )
+    else:
+        for answer in answers:
+            state = "in place" if answer.in_place else "ok" if answer.ok else "refused"
+            print(f"{state:<9} {size(answer.size_bytes):>9} {clean(answer.request.name)}")
+            if answer.error:
+                print(f"{'':<19} {clean(answer.error.message)}")
+            if answer.error and answer.error.hint:
+                print(f"{'':<19} hint: {clean(answer.error.hint)}")
+    return ExitCode.DONE if all(answer.ok for answer in answers) else ExitCode.NO

@@ -1,0 +1,21 @@
+"""``supervisor signal SERVICE NAME``."""
+
+from __future__ import annotations
+
+from supervisor.cli.services import act
+
+TYPE_CHECKING = False  # spares the import of typing; type checkers know the name
+if TYPE_CHECKING:
+    from argparse import ArgumentParser, Namespace
+    from collections.abc import Mapping
+
+
+def configure(parser: ArgumentParser) -> None:
+    """Declare the options."""
+    parser.add_argument("service", metavar="SERVICE", help="its name")
+    parser.add_argument("name", metavar="NAME", help="the signal, like USR1 or SIGUSR1")
+
+
+def run(args: Namespace, environ: Mapping[str, str]) -> int:
+    """Send the signal to the service's main process."""
+    return act(environ, args.service, "signal", signal=args.name.upper())

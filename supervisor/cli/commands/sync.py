@@ -1,0 +1,72 @@
+"""``supervisor sync``: outputs on their way to the bucket."""
+
+from __future__ import annotations
+
+from supervisor.cli.daemon import connect_daemon
+from supervisor.cli.output import print_json
+from supervisor.errors import ExitCode
+
+TYPE_CHECKING = False  # spares the import of typing; type checkers know the name
+if TYPE_CHECKING:
+    from argparse import ArgumentParser, Namespace
+    from collections.abc import Mapping
+    from typing import Any
+
+_KINDS = ("workflows", "input", "settings")
+
+
+def configure(parser: ArgumentParser) -> None:
+    """Declare the actions."""
+    actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
+    flush = actions.add_parser("flush", help="upload all that is finished; 1 when some is left")
+    flush.add_argument(
+        "--timeout", type=float, default=60.0, metavar="S", help="seconds to wait (60)"
+    )
+    restore = actions.add_parser("restore", help="bring files back from the bucket")
+    restore.add_argument("kinds", nargs="*", metavar="KIND", help=" | ".join(_KINDS))
+    others = (
+        actions.add_parser("status", help="what is stored and what waits"),
+        actions.add_parser("retry", help="try failed uploads now"),
+    )
+    for action in (flush, restore, *others):
+        action.add_argument("--json", action="store_true", help="write JSON")
+
+
+def run(args: Namespace, environ: Mapping[str, str]) -> int:
+    """Do what was asked and show the result."""
+    client = connect_daemon(environ)
+    match args.action:
+        case "status":
+            answer = client.get("/v1/sync")
+        case "flush":
+            answer = client.post("/v1/sync/flush", {"timeout_s": args.timeout})
+        case "restore":
+            answer = client.post("/v1/sync/restore", {"kinds": args.kinds})
+        case _:
+            answer = client.post("/v1/sync/retry")
+    if args.json:
+        print_json(answer)
+    else:
+        print(_text(answer))
+    left = args.action == "flush" and isinstance(answer, dict) and answer.get("pending")
+    return ExitCode.NO if left else ExitCode.DONE
+
+
+def _text(answer: Any) -> str:
+    from supervisor.cli.render import clean, size  # noqa: PLC0415 - not for --json
+
+    if not isinstance(answer, dict) or "enabled" not in answer:
+        return "done" if not answer else ", ".join(f"{k}: {clean(v)}" for k, v in answer.items())
+    if not answer["enabled"]:
+        return "sync is off (set ENABLE_R2_SYNC=true, or [sync] in supervisor.toml)"
+    lines = [
+        f"to {clean(answer.get('target') or 'the target')}",
+        f"{answer['uploaded']} stored ({size(answer.get('uploaded_bytes'))})",
+        f"{answer['pending']} pending, {answer['failed']} failed",
+        *(
+            f"{name.replace('_', ' ')}: {clean(answer[name])}"
+            for name in ("last_error", "hint")
+            if answer.get(name)
+        ),
+    ]
+    return "\n".join(lines)

@@ -1,0 +1,60 @@
+"""Model files without a daemon: what is wanted, what can be had, fetch it."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+
+import aiohttp
+import anyio
+
+from supervisor.cli.planning import make_plan, read_facts
+from supervisor.config.load import LoadedSettings
+from supervisor.config.settings import ModelsSection
+from supervisor.download.request import DownloadRequest, Resolver
+from supervisor.errors import ControlError
+from supervisor.models.preflight import Checked, Preflight
+from supervisor.models.sources import open_sources
+from supervisor.models.sources.base import SourceContext
+
+
+def wanted_requests(
+    loaded: LoadedSettings, environ: Mapping[str, str], names: Sequence[str] = ()
+) -> tuple[DownloadRequest, ...]:
+    """Return the files of the configuration; only those named, when some are.
+
+    Raises:
+        ControlError: no file of that name is configured.
+        ConfigError: the configuration makes no sense.
+    """
+    requests = make_plan(loaded, read_facts(loaded, environ), environ).downloads
+    if not names:
+        return requests
+    known = {request.name: request for request in requests}
+    unknown = [name for name in names if name not in known]
+    if unknown:
+        hint = f"configured: {', '.join(known) or 'none'}"
+        raise ControlError(f"Cannot find the model {unknown[0]}", hint=hint)
+    return tuple(known[name] for name in names)
+
+
+def check_requests(
+    section: ModelsSection, environ: Mapping[str, str], requests: Sequence[DownloadRequest]
+) -> list[Checked]:
+    """Ask every source for size, hash and access, without a byte of payload."""
+
+    async def check() -> list[Checked]:
+        async with opened_sources(section, environ) as sources:
+            return await Preflight(sources).check(requests)
+
+    return anyio.run(check)
+
+
+@asynccontextmanager
+async def opened_sources(
+    section: ModelsSection, environ: Mapping[str, str]
+) -> AsyncIterator[dict[str, Resolver]]:
+    """Open the sources for the time of the context."""
+    async with aiohttp.ClientSession(trust_env=True) as session:
+        context = SourceContext.from_settings(section, session=session, environ=environ)
+        yield open_sources(context)
