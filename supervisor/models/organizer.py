@@ -1,0 +1,326 @@
+"""Sorts files dropped into the downloads folder into ComfyUI's folders, by links.
+
+A hard link where the file system allows one, else a symbolic link; a copy only when told
+to. A different file that is already there is never replaced. Headers are read, nothing else.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import shutil
+import stat
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from enum import StrEnum
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import anyio
+import anyio.abc
+import anyio.to_thread
+
+from supervisor.core.events import EventBus, Severity
+from supervisor.models.classify import classify
+from supervisor.models.folders import MODEL_EXTENSIONS
+from supervisor.models.header import Format, ModelHeader, read_header
+
+log = logging.getLogger("supervisor.models")
+
+# inotify does not see what other machines write to a network volume.
+_RESCAN_INTERVAL_S = 30.0
+# Between two looks at a file that is still being written.
+_SETTLE_S = 2.0
+_PARTIAL_COMPANIONS = (".aria2", ".part", ".crdownload", ".incomplete", ".download")
+_NO_LINK = frozenset({errno.EXDEV, errno.EPERM, errno.ENOTSUP, errno.EMLINK, errno.EACCES})
+
+
+class Action(StrEnum):
+    """What was (or, in a dry run, would be) done with a file."""
+
+    LINKED = "linked"
+    SYMLINKED = "symlinked"
+    COPIED = "copied"
+    PRESENT = "present"
+    CONFLICT = "conflict"  # another file has that name
+    UNKNOWN = "unknown"
+    INCOMPLETE = "incomplete"  # still being written
+    FAILED = "failed"
+
+
+@dataclass(frozen=True, slots=True)
+class Placed:
+    """One file. ``pickle``: loading it may run code; it was not opened."""
+
+    source: Path
+    action: Action
+    target: Path | None = None
+    folder: str | None = None
+    reason: str = ""
+    pickle: bool = False
+
+    def to_json(self) -> dict[str, Any]:
+        """Render for ``--json``."""
+        return {
+            "source": str(self.source),
+            "action": str(self.action),
+            "target": str(self.target) if self.target else None,
+            "folder": self.folder,
+            "reason": self.reason,
+            "pickle": self.pickle,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """The outcome of one pass."""
+
+    files: tuple[Placed, ...] = ()
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Files by action."""
+        return dict(Counter(str(f.action) for f in self.files))
+
+    def line(self) -> str:
+        """One line for people."""
+        counts = ", ".join(f"{n} {action}" for action, n in sorted(self.counts.items()))
+        pickles = sum(1 for f in self.files if f.pickle)
+        warning = f"; {pickles} in pickle format, which may run code" if pickles else ""
+        return f"{len(self.files)} files: {counts or 'nothing to do'}{warning}"
+
+
+def organize(
+    downloads: Path,
+    models: Path,
+    *,
+    dry_run: bool = False,
+    copy: bool = False,
+    settled: Callable[[Path, os.stat_result], bool] | None = None,
+) -> Summary:
+    """Sort everything below ``downloads``. Blocking.
+
+    ``settled`` says whether a file whose format cannot tell is complete; without it, it is
+    taken to be (nobody writes there any more).
+    """
+    made: set[Path] = set()
+    placed = [
+        _place(
+            path, info, downloads, models, dry_run=dry_run, copy=copy, settled=settled, made=made
+        )
+        for path, info in _model_files(downloads, models)
+    ]
+    return Summary(tuple(placed))
+
+
+class Organizer:
+    """Watches the downloads folder while the pod runs."""
+
+    def __init__(self, downloads: Path, models: Path, *, bus: EventBus) -> None:
+        self._downloads = downloads
+        self._models = models
+        self._bus = bus
+        self._seen: dict[Path, tuple[int, int]] = {}
+        self._told: dict[Path, Action] = {}
+        self._changed = anyio.Event()
+
+    async def run(
+        self, *, task_status: anyio.abc.TaskStatus[None] = anyio.TASK_STATUS_IGNORED
+    ) -> None:
+        """Sort at every change, and every half minute in case one was missed."""
+        await anyio.to_thread.run_sync(partial(self._downloads.mkdir, parents=True, exist_ok=True))
+        async with anyio.create_task_group() as group:
+            group.start_soon(self._watch)
+            await self.sort()
+            task_status.started()
+            delay_s = _SETTLE_S
+            while True:
+                before = dict(self._seen)
+                self._changed = anyio.Event()
+                unsettled = Action.INCOMPLETE in self._told.values()
+                with anyio.move_on_after(delay_s if unsettled else _RESCAN_INTERVAL_S):
+                    await self._changed.wait()
+                await self.sort()
+                # A file that never becomes complete is looked at ever more seldom.
+                grows = before != self._seen
+                delay_s = _SETTLE_S if grows else min(delay_s * 2, _RESCAN_INTERVAL_S)
+
+    async def _watch(self) -> None:
+        from watchfiles import awatch  # noqa: PLC0415 - loaded after ComfyUI's launch
+
+        async for _ in awatch(self._downloads):
+            self._changed.set()
+
+    async def sort(self) -> Summary:
+        """Sort once and report what is new."""
+        summary = await anyio.to_thread.run_sync(
+            partial(organize, self._downloads, self._models, settled=self._settled)
+        )
+        for file in summary.files:
+            if self._told.get(file.source) is not file.action:
+                self._tell(file)
+        self._told = {f.source: f.action for f in summary.files}
+        return summary
+
+    def _settled(self, path: Path, info: os.stat_result) -> bool:
+        """Unchanged since the last look."""
+        now = (info.st_size, info.st_mtime_ns)
+        before, self._seen[path] = self._seen.get(path), now
+        return before == now
+
+    def _tell(self, file: Placed) -> None:
+        name = file.source.name
+        if file.action in (Action.LINKED, Action.SYMLINKED, Action.COPIED):
+            note = "; pickle format, loading it may run code" if file.pickle else ""
+            message = f"{name}: {file.action} into {file.folder} ({file.reason}){note}"
+            severity = Severity.WARNING if file.pickle else Severity.INFO
+        elif file.action in (Action.CONFLICT, Action.FAILED, Action.UNKNOWN):
+            message = f"Cannot sort {name}: {file.reason}"
+            severity = Severity.WARNING
+        else:
+            return
+        log.log(logging.WARNING if severity is Severity.WARNING else logging.INFO, "%s", message)
+        self._bus.publish(
+            "models.organized", message, severity=severity, subject=name, **file.to_json()
+        )
+
+
+# -- one file -----------------------------------------------------------------------------
+
+
+def _model_files(downloads: Path, models: Path) -> Iterator[tuple[Path, os.stat_result]]:
+    """Regular files with a model's extension; not below ``models``, not hidden."""
+    pending = [downloads]
+    while pending:
+        folder = pending.pop()
+        try:
+            with os.scandir(folder) as entries:
+                listing = sorted(entries, key=lambda e: e.name)
+        except OSError:
+            continue
+        names = {e.name for e in listing}
+        # A diffusers folder is one model of many files; taking it apart would break it.
+        if "model_index.json" in names:
+            continue
+        for entry in listing:
+            if entry.name.startswith("."):
+                continue
+            path = Path(entry.path)
+            if entry.is_dir(follow_symlinks=False):
+                if path != models:
+                    pending.append(path)
+            elif path.suffix.lower() in MODEL_EXTENSIONS and not any(
+                entry.name + companion in names for companion in _PARTIAL_COMPANIONS
+            ):
+                try:
+                    info = entry.stat()
+                except OSError:  # a dangling link, or gone again
+                    continue
+                if stat.S_ISREG(info.st_mode):
+                    yield path, info
+
+
+def _place(
+    path: Path,
+    info: os.stat_result,
+    downloads: Path,
+    models: Path,
+    *,
+    dry_run: bool,
+    copy: bool,
+    settled: Callable[[Path, os.stat_result], bool] | None,
+    made: set[Path],
+) -> Placed:
+    try:
+        header = read_header(path)
+    except OSError as exc:
+        return Placed(path, Action.FAILED, reason=exc.strerror or str(exc))
+    pickle = header.format is Format.PICKLE
+    steady = settled is None or settled(path, info)
+    if header.complete is False or (header.complete is None and not steady):
+        reason = header.error or "it is still growing"
+        return Placed(path, Action.INCOMPLETE, reason=reason, pickle=pickle)
+    found = classify(header, path.relative_to(downloads).as_posix())
+    if found.folder is None:
+        return Placed(path, Action.UNKNOWN, reason=found.reason, pickle=pickle)
+    target = models / found.folder / path.name
+    try:
+        if target in made:
+            # In a dry run the first of two files with one name is not there to be seen.
+            action = Action.CONFLICT
+        else:
+            action = _link(path, info, header, target, dry_run=dry_run, copy=copy)
+    except OSError as exc:
+        reason = exc.strerror or str(exc)
+        return Placed(path, Action.FAILED, target, found.folder, reason, pickle)
+    if dry_run and action is not Action.CONFLICT:
+        made.add(target)
+    reason = f"another file is at {target}" if action is Action.CONFLICT else found.reason
+    return Placed(path, action, target, found.folder, reason, pickle)
+
+
+def _link(
+    source: Path,
+    info: os.stat_result,
+    header: ModelHeader,
+    target: Path,
+    *,
+    dry_run: bool,
+    copy: bool,
+) -> Action:
+    """Put ``source`` at ``target`` unless something is there.
+
+    Raises:
+        OSError: no kind of link is possible, and copying was not allowed.
+    """
+    there = _look(target, info, header)
+    if there is not None:
+        return there
+    if dry_run:
+        return Action.LINKED
+    target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        os.link(source, target, follow_symlinks=True)
+    except FileExistsError:
+        return _look(target, info, header) or Action.CONFLICT
+    except OSError as exc:
+        if exc.errno not in _NO_LINK:
+            raise
+        if copy:
+            return _copy(source, target)
+        target.symlink_to(source.resolve())
+        return Action.SYMLINKED
+    return Action.LINKED
+
+
+def _look(target: Path, info: os.stat_result, header: ModelHeader) -> Action | None:
+    """What is at ``target`` already: this file, an equal one, another one, or nothing."""
+    try:
+        there = target.stat()
+    except FileNotFoundError:
+        # A link whose file is gone is in the way, and somebody else's to clean up.
+        return Action.CONFLICT if target.is_symlink() else None
+    if os.path.samestat(info, there):
+        return Action.PRESENT
+    if there.st_size == info.st_size and header.shapes and read_header(target) == header:
+        return Action.PRESENT
+    return Action.CONFLICT
+
+
+def _copy(source: Path, target: Path) -> Action:
+    temporary = target.with_name(f".{target.name}.copy")
+    try:
+        shutil.copyfile(source, temporary)
+        os.link(temporary, target)  # unlike a rename, this never replaces
+    except FileExistsError:
+        return Action.CONFLICT
+    except OSError as exc:
+        if exc.errno not in _NO_LINK or target.exists():
+            raise
+        temporary.replace(target)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return Action.COPIED
