@@ -134,16 +134,23 @@ class ServiceManager:
         """Stop a service; returns when its whole group is gone.
 
         Raises:
-            ControlError: there is no such service.
+            ControlError: there is no such service, or a later command wanted it up.
         """
         runner = self._runner(name)
         if runner.status.state is ServiceState.DISABLED:
             return
         runner.ask(Wanted.DOWN)
-        await self._rests(name)
+        serial = runner.asked
+        await self._state.wait(lambda _: runner.resting or runner.asked != serial)
+        if not runner.resting:
+            raise ControlError(
+                f"Cannot finish the stop of {name}: another command came after it",
+                status=409,
+                code="overtaken",
+            )
 
     async def restart(self, name: str, *, now: bool = False) -> None:
-        """Stop and start a service; returns when the new process runs or cannot.
+        """Stop and start a service; returns when the new process runs, or waits, or cannot.
 
         ``now`` skips the graces of the stop.
 
@@ -153,13 +160,16 @@ class ServiceManager:
         runner = self._runner(name)
         generation = runner.status.generation
         runner.ask(Wanted.AGAIN, stop_by_s=anyio.current_time() if now else None)
-        await self._state.wait(
-            lambda s: (
-                name not in s.services
-                or (s.services[name].generation > generation and s.services[name].pid is not None)
-                or s.services[name].state in (*RESTING, ServiceState.BACKOFF)
-            )
-        )
+
+        def settled() -> bool:
+            status = runner.status
+            if status.state in (*RESTING, ServiceState.BACKOFF):
+                return True
+            if status.generation > generation:
+                return status.pid is not None
+            return status.state is ServiceState.WAITING and bool(runner.waits_for)
+
+        await self._state.wait(lambda _: settled())
 
     async def signal(self, name: str, signal_name: str) -> None:
         """Send a signal to the whole group of a service.

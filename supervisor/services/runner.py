@@ -65,6 +65,8 @@ class ServiceRunner:
         self.spec = spec
         self.life: Life | None = None
         self._around = surroundings
+        self.asked = 0  # how many requests there were: tells whether one was overtaken
+        self.waits_for: list[str] = []
         self._request: Wanted | None = None  # what was asked for and not yet acted on
         self._wake = anyio.Event()
         self._retired = False
@@ -87,6 +89,7 @@ class ServiceRunner:
 
     def ask(self, wanted: Wanted, *, stop_by_s: float | None = None) -> None:
         """Set the goal. ``stop_by_s`` (loop clock) bounds the graces of a stop."""
+        self.asked += 1
         if wanted is Wanted.UP:
             if self.status.state is ServiceState.STOPPING:
                 wanted = Wanted.AGAIN
@@ -181,6 +184,7 @@ class ServiceRunner:
             after = self.spec.after
             snapshot = self._around.state.snapshot
             missing = dependencies.missing(after, snapshot)
+            self.waits_for = missing
             if not missing:
                 return True
             if failed := dependencies.failed(after, snapshot):
@@ -292,8 +296,8 @@ class ServiceRunner:
                     late = await become_ready(life, self.spec.readiness)
                     if late is not None:
                         course.end(late.reason, late)
-                    if course.over.is_set():
-                        return
+                if course.over.is_set():
+                    return
                 self._became_ready(life, course)
             watch = LivenessWatch(
                 life,
@@ -304,6 +308,7 @@ class ServiceRunner:
             finding = await watch.run()
             if finding.reason is not None:
                 course.end(finding.reason, finding)
+            if course.over.is_set():
                 return
             course.ceased_to_be_ready()
             self._restarted_in_place(finding.detail)
@@ -323,7 +328,7 @@ class ServiceRunner:
             self._board.step(Trigger.READY, "answers again", ready=True)
         elif not healthy and state is ServiceState.READY:
             self._board.step(Trigger.UNHEALTHY, detail, ready=ready)
-        elif not healthy:
+        elif not healthy and state is ServiceState.UNHEALTHY:
             self._board.publish(message=detail, ready=ready)
 
     def _announce(self, life: Life) -> None:
