@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Mapping
 from dataclasses import replace
+from pathlib import Path
 
 from supervisor.config.load import LoadedSettings
 from supervisor.hardware.comfyui import read_comfyui
 from supervisor.hardware.facts import HardwareFacts, NvencFacts
 from supervisor.hardware.gpu import start_gpu_probe
-from supervisor.hardware.host import read_host
+from supervisor.hardware.host import find_programs, read_host
 from supervisor.plan.build import build_plan
-from supervisor.plan.model import Plan
+from supervisor.plan.context import programs_to_find
+from supervisor.plan.model import Plan, Skipped
 from supervisor.plan.secrets import GeneratedSecrets
 from supervisor.plan.storage import paths_to_probe
 
@@ -36,7 +37,12 @@ def read_facts(
     host = read_host(paths_to_probe(settings))
     gpu = probe.result(settings.gpu.probe_timeout_s)
     facts = HardwareFacts(
-        gpu=gpu, host=host, comfyui=comfyui, programs=find_programs(loaded, environ)
+        gpu=gpu,
+        host=host,
+        comfyui=comfyui,
+        programs=find_programs(
+            programs_to_find(settings), environ=environ, folders=(Path(comfyui.python).parent,)
+        ),
     )
     return replace(facts, nvenc=read_nvenc(facts, environ)) if nvenc else facts
 
@@ -54,26 +60,14 @@ def read_nvenc(facts: HardwareFacts, environ: Mapping[str, str]) -> NvencFacts:
     return anyio.run(probe)
 
 
-def find_programs(loaded: LoadedSettings, environ: Mapping[str, str]) -> dict[str, str | None]:
-    """Find the programs of the built-in services on the PATH."""
-    settings = loaded.settings
-    names = (
-        settings.jupyter.command[0] if settings.jupyter.command else "jupyter",
-        settings.filebrowser.command,
-        settings.ssh.command,
-        "ssh-keygen",
-        "ffmpeg",
-    )
-    return {name: shutil.which(name, path=environ.get("PATH")) for name in names}
-
-
 def make_plan(loaded: LoadedSettings, facts: HardwareFacts, environ: Mapping[str, str]) -> Plan:
     """Decide what `run` would do here.
 
     Raises:
         ConfigError: services or model files that make no sense.
     """
-    from supervisor.models.requests import settings_requests  # noqa: PLC0415 - `check` does without
+    from supervisor.models.planning import plan_models  # noqa: PLC0415 - see read_nvenc
+    from supervisor.models.preflight import free_bytes  # noqa: PLC0415
 
     plan = build_plan(
         settings=loaded.settings,
@@ -84,5 +78,24 @@ def make_plan(loaded: LoadedSettings, facts: HardwareFacts, environ: Mapping[str
     )
     if plan.models_directory is None:
         return plan
-    requests = settings_requests(loaded.settings.models, directory=plan.models_directory)
-    return replace(plan, downloads=requests)
+    models = plan_models(
+        loaded.settings.models,
+        directory=plan.models_directory,
+        vram_mib=_vram_mib(facts, loaded.settings.gpu.index),
+        free_bytes=free_bytes(plan.models_directory),
+    )
+    refused = tuple(Skipped(item.name, item.reason) for item in models.refused)
+    return replace(
+        plan,
+        downloads=models.requests,
+        skipped=(*plan.skipped, *refused),
+        notes=(*plan.notes, *models.notes),
+    )
+
+
+def _vram_mib(facts: HardwareFacts, index: int) -> int | None:
+    """Memory of ComfyUI's card; 0 without one, None when NVML could not tell."""
+    if facts.gpu.uncertain:
+        return None
+    device = next((d for d in facts.gpu.devices if d.index == index), None)
+    return device.memory_total_mib if device else 0

@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 from pydantic import SecretStr
 
-from supervisor.config.aliases import ALIASES, PORT_ALIASES
+from supervisor.config.aliases import ALIASES, PORT_ALIASES, bundle_name
 from supervisor.config.load import LoadedSettings, load_settings
+from supervisor.models.catalog import load_catalog
 
 R2 = {"R2_ENDPOINT": "https://r2.test", "R2_ACCESS_KEY_ID": "key-id", "R2_SECRET_ACCESS_KEY": "sec"}
 
@@ -196,3 +197,11 @@ def test_unsubstituted_secret_is_ignored_and_told() -> None:
 def test_misspelt_plain_name_is_told_but_no_error() -> None:
     (warning,) = load(ENABLE_ZIMGE="true").warnings
     assert "ENABLE_ZIMAGE" in warning
+
+
+def test_every_switch_has_a_bundle_in_the_catalog() -> None:
+    catalog = load_catalog(())
+    for name in SWITCHES:
+        assert bundle_name(name) in catalog.bundles
+    selectors = {name for bundle in catalog.bundles.values() for name in bundle.selectors}
+    assert {"VIBEVOICE_MODEL", "CONTROLNET_MODELS", "QWEN_EDIT_MODEL"} <= selectors
