@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
+from pathlib import Path
 
 import aiohttp
 import anyio
@@ -13,9 +14,13 @@ from supervisor.config.load import LoadedSettings
 from supervisor.config.settings import ModelsSection
 from supervisor.download.request import DownloadRequest, Resolver
 from supervisor.errors import ControlError
+from supervisor.models.catalog import load_catalog
+from supervisor.models.embedded import read_workflow
+from supervisor.models.known import load_known_models
 from supervisor.models.preflight import Checked, Preflight
 from supervisor.models.sources import open_sources
 from supervisor.models.sources.base import SourceContext
+from supervisor.models.workflow_plan import Item, workflow_requests
 
 
 def wanted_requests(
@@ -48,6 +53,26 @@ def check_requests(
             return await Preflight(sources).check(requests)
 
     return anyio.run(check)
+
+
+def workflow_items(
+    loaded: LoadedSettings, environ: Mapping[str, str], paths: Sequence[Path]
+) -> tuple[Item, ...]:
+    """Find the model files that workflows need; images and videos may embed one.
+
+    Raises:
+        SupervisorError: a file cannot be read, or holds no workflow.
+    """
+    directory = make_plan(loaded, read_facts(loaded, environ), environ).models_directory
+    section = loaded.settings.models
+    references = [reference for path in paths for reference in read_workflow(path)]
+    return workflow_requests(
+        references,
+        load_catalog(section.catalog),
+        section=section,
+        directory=directory or Path("models"),
+        known=load_known_models(),
+    ).items
 
 
 @asynccontextmanager

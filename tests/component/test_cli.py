@@ -264,6 +264,25 @@ def test_sync_and_models_for_people(run: Run, daemon: Daemon) -> None:
     assert "2 pending" in done.stdout
 
 
+def test_models_of_a_workflow(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "models" / "vae").mkdir(parents=True)
+    (tmp_path / "models" / "vae" / "here.safetensors").touch()
+    url = "https://huggingface.co/o/r/resolve/main"
+    models = [
+        {"name": f"{name}.safetensors", "url": f"{url}/{name}.safetensors", "directory": "vae"}
+        for name in ("here", "away")
+    ]
+    node = {"id": 1, "type": "VAELoader", "mode": 0, "properties": {"models": models}}
+    (tmp_path / "w.json").write_text(json.dumps({"version": 0.4, "nodes": [node], "links": []}))
+    options = ["--set", f"models.directory={tmp_path / 'models'}"]
+    done = run("models", "workflow", "w.json", *options, "--json")
+    assert done.returncode == 1, done.stderr
+    states = {row["name"]: row["state"] for row in json.loads(done.stdout)}
+    assert states == {"vae/here.safetensors": "there", "vae/away.safetensors": "missing"}
+    assert "missing   vae/away.safetensors" in run("models", "workflow", "w.json", *options).stdout
+    assert run("models", "workflow", "nowhere.json").returncode == 1
+
+
 @pytest.mark.parametrize(
     ("argv", "hint"),
     [
@@ -369,7 +388,7 @@ def test_bash_completes(run: Run, tmp_path: Path) -> None:
     script.write_text(run("completion", "bash").stdout)
     for words, expected in (
         ("supervisor st", {"status", "start", "stop"}),
-        ("supervisor models ", {"list", "add", "check", "-h", "--help"}),
+        ("supervisor models ", {"list", "add", "check", "workflow", "-h", "--help"}),
         ("supervisor config show --a", {"--all"}),
         ("supervisor completion f", {"fish"}),
     ):

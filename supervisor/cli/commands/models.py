@@ -5,7 +5,8 @@ from __future__ import annotations
 import sys
 from argparse import ArgumentParser, Namespace
 from collections.abc import Mapping
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from supervisor.cli.configuration import load_for
 from supervisor.cli.daemon import connect_daemon
@@ -14,6 +15,9 @@ from supervisor.cli.output import print_json
 from supervisor.cli.parsing import add_config, add_json
 from supervisor.cli.render import Paint, clean, size
 from supervisor.errors import ExitCode
+
+if TYPE_CHECKING:
+    from supervisor.models.workflow_plan import Item
 
 
 def configure(parser: ArgumentParser) -> None:
@@ -30,11 +34,20 @@ def configure(parser: ArgumentParser) -> None:
     check.add_argument("names", nargs="*", metavar="NAME", help="only these")
     add_config(check)
     add_json(check)
+    workflow = actions.add_parser(
+        "workflow", help="what workflows need; 1 when something is missing"
+    )
+    workflow.add_argument(
+        "files", nargs="+", type=Path, metavar="FILE", help="workflow, or an output that embeds one"
+    )
+    add_config(workflow)
+    add_json(workflow)
 
 
 def run(args: Namespace, environ: Mapping[str, str]) -> int:
     """Do what was asked."""
-    return {"list": _list, "add": _add, "check": _check}[args.action](args, environ)
+    actions = {"list": _list, "add": _add, "check": _check, "workflow": _workflow}
+    return actions[args.action](args, environ)
 
 
 def source_fields(text: str) -> dict[str, Any]:
@@ -105,3 +118,34 @@ def _check(args: Namespace, environ: Mapping[str, str]) -> int:
             if answer.error and answer.error.hint:
                 print(f"{'':<19} hint: {clean(answer.error.hint)}")
     return ExitCode.DONE if all(answer.ok for answer in answers) else ExitCode.NO
+
+
+def _workflow(args: Namespace, environ: Mapping[str, str]) -> int:
+    from supervisor.cli.local_models import workflow_items  # noqa: PLC0415 - see _check
+
+    loaded = load_for(args, environ)
+    found = [
+        {
+            "name": item.key,
+            "state": _state(item),
+            "url": item.request.url if item.request else item.reference.url,
+            "size_bytes": item.request.size_bytes if item.request else None,
+            "reason": item.reason,
+        }
+        for item in workflow_items(loaded, environ, args.files)
+    ]
+    if args.json:
+        print_json(found)
+    else:
+        for row in found:
+            about = row["reason"] or row["url"] or ""
+            print(f"{row['state']:<9} {clean(row['name'])}  {clean(about)}".rstrip())
+        if not found:
+            print("no model files are mentioned")
+    return ExitCode.DONE if all(row["state"] == "there" for row in found) else ExitCode.NO
+
+
+def _state(item: Item) -> str:
+    if item.request is None:
+        return str(item.finding)
+    return "there" if item.request.destination.is_file() else "missing"
