@@ -126,7 +126,7 @@ class Life(Protocol):
     async def sweep(self) -> int:
         """End what is left of it, in whatever session; return how many there were."""
 
-    def close(self) -> Evidence:
+    async def close(self) -> Evidence:
         """Take the rest of its output and release everything."""
 
 
@@ -237,11 +237,11 @@ class ServiceLife:
             await self._wait_for_end(_KILL_WAIT_S)
         return len(found)
 
-    def close(self) -> Evidence:
+    async def close(self) -> Evidence:
         """Take the rest of its output and release everything."""
         for stream in sorted(self._open_streams, reverse=True):
             feed = partial(self._feed, stream)
-            self._child.drain(stream, feed, limit_bytes=_DRAIN_BYTES)
+            await self._child.drain(stream, feed, limit_bytes=_DRAIN_BYTES)
         for stream in _STREAMS:
             self._log.end(stream, anyio.current_time())
         self._child.close()
@@ -260,8 +260,8 @@ class ServiceLife:
         )
         self._open_streams.discard(stream)
 
-    def _feed(self, stream: str, data: bytes) -> None:
-        self._log.feed(stream, data, anyio.current_time())
+    def _feed(self, stream: str, data: bytes) -> bool:
+        return self._log.feed(stream, data, anyio.current_time())
 
     def _idle(self, stream: str) -> float | None:
         if not self._log.pending(stream):

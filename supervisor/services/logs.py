@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from itertools import islice
+from itertools import count, islice, repeat
 from pathlib import Path
 
 import anyio
@@ -105,18 +105,22 @@ class ServiceLog:
         self.dropped_bytes = 0
         self.last_output_s = float("-inf")
 
-    def feed(self, stream: str, data: bytes, now_s: float) -> None:
-        """Take what was read from ``stream``; ``now_s`` is the event loop's clock."""
+    def feed(self, stream: str, data: bytes, now_s: float) -> bool:
+        """Take what was read from ``stream``; ``now_s`` is the event loop's clock.
+
+        Returns whether it was dropped.
+        """
         splitter = self._splitter(stream)
         self.last_output_s = now_s
-        if not self._affordable(len(data), now_s):
+        if not self._affordable(data, now_s):
             if self._waiting:
                 self._match(to_text([data]))
             self._drop(splitter.skip(data), now_s)
-            return
+            return True
         if self._unsaid_bytes:
             self._say_dropped(now_s)
         self._emit(stream, splitter.feed(data, now_s))
+        return False
 
     def idle(self, stream: str, now_s: float) -> None:
         """Show an unfinished line after a pause."""
@@ -163,14 +167,14 @@ class ServiceLog:
             self._splitters[stream] = LineSplitter()
         return self._splitters[stream]
 
-    def _affordable(self, size_bytes: int, now_s: float) -> bool:
+    def _affordable(self, data: bytes, now_s: float) -> bool:
         if self._refilled_s > float("-inf"):
             gained = (now_s - self._refilled_s) * self._limits.rate_bytes_per_s
             self._tokens_bytes = min(self._limits.burst_bytes, self._tokens_bytes + gained)
         self._refilled_s = now_s
         if self._tokens_bytes <= 0:
             return False
-        self._tokens_bytes -= size_bytes
+        self._tokens_bytes -= len(data) + _LINE_OVERHEAD_BYTES * data.count(b"\n")
         return True
 
     def _drop(self, size_bytes: int, now_s: float) -> None:
@@ -201,7 +205,9 @@ class ServiceLog:
     def _publish(self, stream: str, texts: list[str]) -> None:
         at_s = self._store.clock()
         seq = self._store.number(len(texts))
-        lines = [LogLine(self._name, at_s, stream, t, seq + i) for i, t in enumerate(texts)]
+        # map makes the tuples twice as fast as a comprehension
+        same = (repeat(self._name), repeat(at_s), repeat(stream))
+        lines = list(map(LogLine, *same, texts, count(seq)))
         size_bytes = sum(map(len, texts))
         self._ring.extend(lines, size_bytes)
         self._store.distribute(self._name, lines, size_bytes + 40 * len(lines))

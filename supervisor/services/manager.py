@@ -140,8 +140,8 @@ class ServiceManager:
         if runner.status.state is ServiceState.DISABLED:
             return
         runner.ask(Wanted.DOWN)
-        serial = runner.asked
-        await self._state.wait(lambda _: runner.resting or runner.asked != serial)
+        ups = runner.ups_asked
+        await self._state.wait(lambda _: runner.resting or runner.ups_asked != ups)
         if not runner.resting:
             raise ControlError(
                 f"Cannot finish the stop of {name}: another command came after it",

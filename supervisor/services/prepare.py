@@ -88,9 +88,10 @@ async def run_command(
     child = spawn(_with_command(order, command))
     output = bytearray()
 
-    def collect(data: bytes) -> None:
+    def collect(data: bytes) -> bool:
         output.extend(data)
         del output[:-_OUTPUT_BYTES]
+        return False
 
     code: int | None = None
     try:
@@ -104,8 +105,8 @@ async def run_command(
         child.send(9)
         with anyio.CancelScope(shield=True):
             await child.wait()
-        for stream in ("stdout", "stderr"):
-            child.drain(stream, collect, limit_bytes=_OUTPUT_BYTES)
+            for stream in ("stdout", "stderr"):
+                await child.drain(stream, collect, limit_bytes=_OUTPUT_BYTES)
         child.close()
     return code, bytes(output)
 

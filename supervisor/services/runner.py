@@ -65,7 +65,7 @@ class ServiceRunner:
         self.spec = spec
         self.life: Life | None = None
         self._around = surroundings
-        self.asked = 0  # how many requests there were: tells whether one was overtaken
+        self.ups_asked = 0  # tells a stop that it was overtaken
         self.waits_for: list[str] = []
         self._request: Wanted | None = None  # what was asked for and not yet acted on
         self._wake = anyio.Event()
@@ -89,7 +89,7 @@ class ServiceRunner:
 
     def ask(self, wanted: Wanted, *, stop_by_s: float | None = None) -> None:
         """Set the goal. ``stop_by_s`` (loop clock) bounds the graces of a stop."""
-        self.asked += 1
+        self.ups_asked += wanted is not Wanted.DOWN
         if wanted is Wanted.UP:
             if self.status.state is ServiceState.STOPPING:
                 wanted = Wanted.AGAIN
@@ -277,7 +277,8 @@ class ServiceRunner:
                     life.send(signal.SIGKILL)
                     course.exit = await life.wait()
                     await life.sweep()
-            course.evidence = life.close()
+            with anyio.CancelScope(shield=True):
+                course.evidence = await life.close()
             self.life, self._course = None, None
             self._board.publish(pid=None)
 

@@ -104,7 +104,8 @@ class SimulatedLife:
         await anyio.lowlevel.checkpoint()
         return 0
 
-    def close(self) -> Evidence:
+    async def close(self) -> Evidence:
+        await anyio.lowlevel.checkpoint()
         return Evidence()
 
 
