@@ -1,0 +1,98 @@
+"""``supervisor demo``: a whole pod of stand-ins on a bare machine."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import time
+
+from supervisor.errors import ExitCode, SupervisorError
+
+TYPE_CHECKING = False  # spares the import of typing; type checkers know the name
+if TYPE_CHECKING:
+    from argparse import ArgumentParser, Namespace
+    from collections.abc import Mapping
+    from pathlib import Path
+
+    from supervisor.demo.world import DemoWorld
+
+STOP_TIMEOUT_S = 20.0
+"""Longer than the pod's own grace of 9 s and what the init adds."""
+
+
+def configure(parser: ArgumentParser) -> None:
+    """Declare the options."""
+    parser.add_argument("--port", type=int, metavar="N", help="health port (default: 8000 or free)")
+    parser.add_argument("--seconds", type=float, metavar="N", help="end after so many seconds")
+    parser.description = (
+        "Boot a whole pod with stand-ins: no GPU, no ComfyUI, no network, no bucket. "
+        "Ends on Ctrl-C and leaves nothing behind."
+    )
+
+
+def run(args: Namespace, environ: Mapping[str, str]) -> int:
+    """Run the demo to its end; the exit code."""
+    from supervisor.demo.world import demo_world  # noqa: PLC0415 - not for --help
+
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    signal.signal(signal.SIGHUP, signal.default_int_handler)
+    try:
+        with demo_world(environ=environ, port=args.port) as world:
+            return _run_pod(world, args.seconds)
+    except OSError as error:
+        hint = "choose another port with --port" if args.port else None
+        raise SupervisorError(f"Cannot build the demo: {error}", hint=hint) from error
+
+
+def _run_pod(world: DemoWorld, seconds: float | None) -> int:
+    print(f"page:    {world.page}")
+    print(f"status:  SUPERVISOR_SOCKET={world.socket} supervisor status")
+    print(f"bucket:  {world.bucket}/")
+    print("The pod boots; Ctrl-C ends it.\n", flush=True)
+    begin = time.monotonic()
+    # Not in the terminal's foreground group: Ctrl-C shall arrive once, through us.
+    pod = subprocess.Popen(world.command, env=world.environment, start_new_session=True)
+    asked = False
+    try:
+        pod.wait(seconds)
+    except (KeyboardInterrupt, subprocess.TimeoutExpired):
+        asked = True
+    code = _stop(pod)
+    print(f"\n{_summary(world, time.monotonic() - begin)}", flush=True)
+    if asked and code in (0, 128 + signal.SIGTERM):
+        return ExitCode.DONE
+    print(f"supervisor: the pod ended with {code}", file=sys.stderr)
+    return code if code > 0 else ExitCode.BUG
+
+
+def _stop(pod: subprocess.Popen[bytes]) -> int:
+    """Ask the pod to stop; another Ctrl-C hurries it, and the deadline kills it."""
+    deadline = time.monotonic() + STOP_TIMEOUT_S
+    while pod.poll() is None:
+        try:
+            pod.terminate()
+            pod.wait(max(0.0, deadline - time.monotonic()))
+        except KeyboardInterrupt:
+            continue
+        except subprocess.TimeoutExpired:
+            pod.kill()
+    return pod.returncode
+
+
+def _summary(world: DemoWorld, elapsed_s: float) -> str:
+    models = _files(world.comfyui_root / "models", (".safetensors",))
+    pictures = _files(world.bucket, (".png",))
+    videos = _files(world.bucket, (".mp4",))
+    return (
+        f"The demo ran for {elapsed_s:.0f} s: {len(models)} models "
+        f"({sum(f.stat().st_size for f in models) / 1e6:.0f} MB) fetched, "
+        f"{len(pictures)} pictures and {len(videos)} videos stored in the bucket. "
+        f"Everything is gone again."
+    )
+
+
+def _files(folder: Path, suffixes: tuple[str, ...]) -> list[Path]:
+    if not folder.is_dir():
+        return []
+    return [path for path in folder.rglob("*") if path.suffix in suffixes and path.is_file()]
