@@ -22,6 +22,7 @@ COMMANDS: dict[str, dict[str, str]] = {
         "run": "boot the pod, or run one program under the init",
         "plan": "show what run would do, with reasons; touches nothing",
         "check": "validate the configuration",
+        "demo": "boot a whole pod of stand-ins on this machine",
     },
     "Look": {
         "status": "the pod at a glance",
