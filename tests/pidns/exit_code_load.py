@@ -1,11 +1,10 @@
 """The load of docs/adr/0001-two-processes.md: who loses exit codes of concurrent children?
 
-``python -m tests.pidns.exit_code_load DESIGN SPAWNS PATIENCE_S`` prints a JSON object: how many children
-were started, and how many of their exit codes came back wrong, for those of the event loop
-and those that a library started with ``subprocess`` in a thread; ``waiting`` counts those
-whose end was not noticed at all. DESIGN is ``two-processes``
-(pid1 and the supervisor) or ``one-process`` (the event loop's process reaps all that dies).
-Orphans arrive all the time.
+``python -m tests.pidns.exit_code_load DESIGN SPAWNS PATIENCE_S`` prints a JSON object: how
+many children were started, how many of their exit codes came back wrong (for those of the
+event loop and for those that a library started with ``subprocess`` in a thread), and how many
+ends were not noticed at all. DESIGN is ``two-processes`` (pid1 and the supervisor) or
+``one-process`` (the event loop's process reaps all that dies). Orphans arrive all the time.
 """
 
 from __future__ import annotations

@@ -58,5 +58,7 @@ def test_nothing_heavy_is_imported() -> None:
 def _at_start() -> set[str]:
     """What the interpreter of this environment imports by itself (.pth files)."""
     script = "import sys; print(*sys.modules)"
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True
+    )
     return set(done.stdout.split())
