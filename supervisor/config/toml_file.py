@@ -12,7 +12,7 @@ from supervisor.config.keys import KeyPath
 from supervisor.errors import ConfigError, ConfigProblem
 
 SEARCH_PATHS = (Path("/etc/supervisor/supervisor.toml"), Path("supervisor.toml"))
-_POSITION = re.compile(r"(.*) \(at (?:line (\d+), column (\d+)|end of document)\)")
+_POSITION = r"(.*) \(at (?:line (\d+), column (\d+)|end of document)\)"
 
 
 def find_file(config: Path | None, environ: Mapping[str, str]) -> Path | None:
@@ -54,7 +54,7 @@ def parse_file(path: Path) -> tuple[dict[str, Any], str]:
     try:
         return tomllib.loads(text), text
     except tomllib.TOMLDecodeError as error:
-        match = _POSITION.fullmatch(str(error))
+        match = re.fullmatch(_POSITION, str(error))
         where, reason = str(path), str(error)
         if match and match[2]:
             where, reason = f"{path}:{match[2]}:{match[3]}", match[1]
