@@ -70,6 +70,8 @@ class Switches:
     lose_port_after_s: float = 0.0  # the port closes, the process stays
     refuse_flag: str = ""  # a flag that this version does not know
     database_locked: bool = False
+    pending_install: str = ""  # a path: while it exists, it is removed and the start begins anew
+    abort_on_interrupt: bool = False  # SIGINT ends in SIGABRT, as it may during an encode
 
     @classmethod
     def read(cls, environ: Mapping[str, str]) -> Switches:
@@ -139,6 +141,8 @@ class Program:
         try:
             return anyio.run(self.serve)
         except KeyboardInterrupt:
+            if self.switches.abort_on_interrupt:
+                os.abort()
             self.log("\nStopped server")
             shutil.rmtree(self.folders.temp, ignore_errors=True)
             return 0
@@ -150,6 +154,7 @@ class Program:
         from supervisor.demo.routes import ComfyUIServer  # noqa: PLC0415
 
         await anyio.sleep(self.switches.start_s)
+        self._install_pending()
         server = ComfyUIServer(
             folders=self.folders,
             step_s=self.switches.step_s,
@@ -179,6 +184,13 @@ class Program:
             async for _ in listen:
                 await server.flush()
         return 0
+
+    def _install_pending(self) -> None:
+        """What the prestartup script of ComfyUI-Manager does: install, then start anew."""
+        pending = Path(self.switches.pending_install)
+        if pending.is_file():
+            pending.unlink()
+            self.reboot()
 
     async def _own_prompts(self, server: ComfyUIServer) -> None:
         if self.switches.prompt_every_s <= 0:

@@ -359,6 +359,25 @@ def test_manager_reboot_in_place(tmp_path: Path, method: str) -> None:
         assert comfyui.process.poll() is None  # the same process
 
 
+def test_pending_install_restarts_before_listening(tmp_path: Path) -> None:
+    pending = tmp_path / "install-scripts.txt"
+    pending.touch()
+    with started(tmp_path, pending_install=str(pending)) as comfyui:
+        assert not pending.exists()
+        assert comfyui.process.poll() is None
+        comfyui.process.kill()
+        assert comfyui.process.stderr is not None
+        output = comfyui.process.stderr.read()
+    assert output.count(b"ComfyUI stand-in") == 2
+    assert output.count(b"Starting server") == 1
+
+
+def test_interrupt_may_abort(tmp_path: Path) -> None:
+    with started(tmp_path, abort_on_interrupt="1") as comfyui:
+        comfyui.process.send_signal(signal.SIGINT)
+        assert comfyui.process.wait(DEADLINE_S) == -signal.SIGABRT
+
+
 def test_prompts_of_its_own_make_pictures(tmp_path: Path) -> None:
     with started(tmp_path, prompt_every_s="0.05", video_s="0.05") as comfyui:
         wait_until(lambda: len(list(tmp_path.rglob("*.png"))) >= 4, "pictures appear")
