@@ -8,9 +8,18 @@ from __future__ import annotations
 
 from enum import StrEnum
 from pathlib import Path
+from string import Formatter
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    SecretStr,
+    field_validator,
+    model_validator,
+)
 
 from supervisor.config.units import parse_rate_bytes_per_s, parse_size_bytes
 
@@ -337,6 +346,13 @@ class SyncSection(Section):
     access_key_id: SecretStr | None = Field(None, description="S3 access key.")
     secret_access_key: SecretStr | None = Field(None, description="S3 secret key.")
     prefix: str = Field("outputs", description="First part of every key.")
+    key_template: str = Field(
+        "{prefix}/{date}/{path}",
+        description="Key of an output, from prefix, date, year, month, day, path, folder, name, "
+        "stem, suffix and host; it must keep names apart.",
+    )
+    timezone: str = Field("UTC", description="Time zone of the day in keys, like Europe/Paris.")
+    cache_control: str | None = Field(None, description="Cache-Control of the objects.")
     patterns: tuple[str, ...] = Field(
         (
             "*.png", "*.jpg", "*.jpeg", "*.webp", "*.gif", "*.avif", "*.mp4", "*.webm", "*.mov",
@@ -363,6 +379,29 @@ class SyncSection(Section):
         (), description="What comes back from the bucket at boot."
     )
     logs: bool = Field(False, description="Upload rotated logs and the boot report too.")
+
+    @field_validator("key_template")
+    @classmethod
+    def _usable_template(cls, value: str) -> str:
+        known = ("prefix", "date", "year", "month", "day", "path", "folder", "name", "stem",
+                 "suffix", "host")  # fmt: skip
+        fields = {name for _, name, _, _ in Formatter().parse(value) if name is not None}
+        if unknown := sorted(fields.difference(known)):
+            raise ValueError(f"unknown field {unknown[0]!r} (there are {', '.join(known)})")
+        if not fields & {"path", "name", "stem"}:
+            raise ValueError("needs {path}, {name} or {stem}, or all files get one key")
+        return value
+
+    @field_validator("timezone")
+    @classmethod
+    def _known_timezone(cls, value: str) -> str:
+        from zoneinfo import ZoneInfo  # noqa: PLC0415 (7 ms that a boot need not spend)
+
+        try:
+            ZoneInfo(value)
+        except (OSError, ValueError, KeyError):
+            raise ValueError("is not a time zone of the tz database, like UTC") from None
+        return value
 
 
 class HealthSection(Section):

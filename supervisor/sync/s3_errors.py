@@ -1,0 +1,126 @@
+"""What went wrong at the bucket, by class and never by text.
+
+Codes: https://docs.aws.amazon.com/AmazonS3/latest/API/ErrorResponses.html and
+https://developers.cloudflare.com/r2/api/error-codes/
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from botocore.exceptions import (
+    BotoCoreError,
+    ClientError,
+    EndpointConnectionError,
+    HTTPClientError,
+    NoCredentialsError,
+    ParamValidationError,
+)
+from botocore.exceptions import (
+    ConnectionError as BotoConnectionError,
+)
+
+from supervisor.errors import PermanentTransferError, TransferError, TransientTransferError
+from supervisor.sync.target import TargetRefusedError
+
+_WRONG_KEY = frozenset(
+    {
+        "AccessDenied", "AllAccessDisabled", "AccountProblem", "AuthorizationHeaderMalformed",
+        "ExpiredToken", "Forbidden", "InvalidAccessKeyId", "InvalidArgumentCredential",
+        "InvalidToken", "NotSignedUp", "SignatureDoesNotMatch", "TokenRefreshRequired",
+        "Unauthorized", "401", "403",
+    }
+)  # fmt: skip
+_WRONG_BUCKET = frozenset({"NoSuchBucket", "InvalidBucketName", "PermanentRedirect"})
+_SLOW_DOWN = frozenset(
+    {"SlowDown", "Throttling", "ThrottlingException", "TooManyRequests", "RequestLimitExceeded",
+     "ServiceUnavailable", "429", "503"}
+)  # fmt: skip
+_HOPELESS = frozenset(
+    {"EntityTooLarge", "EntityTooSmall", "InvalidRequest", "KeyTooLongError", "MetadataTooLarge",
+     "InvalidPartOrder", "MalformedXML", "InvalidArgument"}
+)  # fmt: skip
+
+
+def code_of(exc: ClientError) -> str:
+    """Return the error code, or the HTTP status when there is no body (HEAD)."""
+    return str(exc.response.get("Error", {}).get("Code", ""))
+
+
+def status_of(exc: ClientError) -> int:
+    """Return the HTTP status, 0 when it is unknown."""
+    return int(exc.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
+
+
+def is_precondition(exc: ClientError) -> bool:
+    """Whether If-None-Match or If-Match did not hold."""
+    return status_of(exc) == 412 or code_of(exc) == "PreconditionFailed"
+
+
+def is_forbidden(exc: ClientError) -> bool:
+    """Whether this operation is not allowed with this token."""
+    return status_of(exc) in (401, 403)
+
+
+def is_missing(exc: ClientError) -> bool:
+    """Whether the object (not the bucket) does not exist."""
+    return status_of(exc) == 404 and code_of(exc) != "NoSuchBucket"
+
+
+@contextmanager
+def translated(bucket: str, doing: str) -> Iterator[None]:
+    """Turn what botocore raises into the package's errors; secrets never get through."""
+    try:
+        yield
+    except ClientError as exc:
+        raise _client_error(exc, bucket, doing) from exc
+    except (EndpointConnectionError, NoCredentialsError) as exc:
+        # The whole endpoint is out of reach, not one connection of many.
+        raise TargetRefusedError(
+            f"Cannot {doing}: the bucket's endpoint cannot be reached ({type(exc).__name__})",
+            reason="unreachable",
+            hint="check [sync] endpoint and the network; files wait",
+        ) from exc
+    except ParamValidationError as exc:
+        raise PermanentTransferError(f"Cannot {doing}: {exc}") from exc
+    except (HTTPClientError, BotoConnectionError, BotoCoreError, OSError) as exc:
+        raise TransientTransferError(f"Cannot {doing}: {type(exc).__name__}") from exc
+
+
+def _client_error(exc: ClientError, bucket: str, doing: str) -> TransferError:
+    code, status = code_of(exc), status_of(exc)
+    what = f"Cannot {doing}: the server answered {status} {code}".rstrip()
+    if code in _WRONG_BUCKET:
+        return TargetRefusedError(
+            f"Cannot upload to the bucket {bucket}: there is no such bucket ({code})",
+            reason="no-bucket",
+            hint="check [sync] bucket (R2_BUCKET) and endpoint (R2_ENDPOINT)",
+            act=True,
+        )
+    if code == "RequestTimeTooSkewed":
+        return TargetRefusedError(
+            f"Cannot upload to the bucket {bucket}: this machine's clock is wrong",
+            reason="clock",
+            hint="files wait until the clock agrees with the server's",
+        )
+    if code in _WRONG_KEY or status in (401, 403):
+        return TargetRefusedError(
+            f"Cannot upload to the bucket {bucket}: the key was refused ({code})",
+            reason="auth",
+            hint="check R2_ACCESS_KEY_ID and R2_SECRET_ACCESS_KEY and that they may write",
+            act=True,
+        )
+    if code in _SLOW_DOWN or status in (429, 503):
+        return TargetRefusedError(what, reason="slow-down", retry_after_s=_retry_after_s(exc))
+    if status == 413 or (code in _HOPELESS and status == 400):
+        return PermanentTransferError(what, hint="the server will never take this file as it is")
+    return TransientTransferError(what)
+
+
+def _retry_after_s(exc: ClientError) -> float | None:
+    headers = exc.response.get("ResponseMetadata", {}).get("HTTPHeaders", {})
+    try:
+        return min(300.0, float(headers["retry-after"]))
+    except (KeyError, ValueError):
+        return None

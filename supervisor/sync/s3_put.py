@@ -1,0 +1,127 @@
+"""Uploads in one piece: never over other bytes, and with one request where possible."""
+
+from __future__ import annotations
+
+import base64
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+from anyio import to_thread
+from botocore.exceptions import ClientError
+
+from supervisor.sync.keys import alternative_key
+from supervisor.sync.model import Stored, Upload
+from supervisor.sync.s3_bucket import Bucket, etag_of, headers_of, md5_of
+from supervisor.sync.s3_errors import is_missing, is_precondition, status_of
+from supervisor.sync.target import KeyTakenError, read_part
+
+# An ETag that no object has: with If-Match it asks "do you honour conditions?".
+_NO_ETAG = '"00000000000000000000000000000000"'
+
+
+class SinglePut:
+    """Stores files that fit into memory."""
+
+    def __init__(self, bucket: Bucket) -> None:
+        self._bucket = bucket
+
+    async def store(self, s3: Any, upload: Upload) -> Stored:
+        """Store the file; see ``Target.store``. Raises what botocore raises, too."""
+        size = upload.identity.size_bytes
+        async with self._bucket.memory.hold(size):
+            read = partial(read_part, upload.source, upload.identity, offset=0, size_bytes=size)
+            body = await to_thread.run_sync(read)
+            md5 = await to_thread.run_sync(md5_of, body)
+            if await self._there_already(s3, upload, md5):
+                return Stored(md5.hex(), verified=True, sent=False)
+            await self._bucket.limiter.spend(size)
+            answer = await self._put_carefully(s3, upload, body, md5)
+        if answer is None:
+            return Stored(md5.hex(), verified=True, sent=False)
+        etag = etag_of(answer)
+        return Stored(
+            etag, verified=etag == md5.hex() or await self._bucket.matches(s3, upload, md5)
+        )
+
+    async def _there_already(self, s3: Any, upload: Upload, md5: bytes) -> bool:
+        """Look before sending where that is useful: see ``Upload.look_first``."""
+        unsure = not upload.replace and not self._bucket.conditional
+        if not (upload.look_first or unsure):
+            return False
+        return await self._bucket.holds(s3, upload, md5)
+
+    async def _put_carefully(
+        self, s3: Any, upload: Upload, body: bytes, md5: bytes
+    ) -> dict[str, Any] | None:
+        """Put without ever replacing other bytes unless allowed; None: it was there."""
+        put = partial(self._put, s3, upload, body, md5)
+        if upload.replace:
+            return await put()
+        if self._bucket.conditional is None and self._bucket.may_head:
+            if (answer := await self._try_conditions(put)) is not None:
+                return answer
+        elif self._bucket.conditional is None:
+            # Nobody may look whether the key is free: try on one that only these bytes have.
+            own = replace(upload, key=alternative_key(upload.key, upload.sha256))
+            await self._try_conditions(partial(self._put, s3, own, body, md5))
+        if not self._bucket.conditional:
+            if not self._bucket.may_head:
+                raise KeyTakenError(f"Cannot tell whether {upload.key} is free")
+            return await put()
+        try:
+            return await put(IfNoneMatch="*")
+        except ClientError as exc:
+            if not is_precondition(exc):
+                raise
+        return await self._settle_taken(s3, upload, md5, put)
+
+    async def _settle_taken(
+        self, s3: Any, upload: Upload, md5: bytes, put: Any
+    ) -> dict[str, Any] | None:
+        """Find out whose bytes are at a key that is not free; None: they are ours."""
+        if self._bucket.may_head and await self._bucket.holds(s3, upload, md5):
+            return None
+        if self._bucket.may_head:
+            raise KeyTakenError(f"Cannot store {upload.key}: another object has that key")
+        # Nobody may look, but the server compares: writing the same bytes is harmless.
+        try:
+            answer: dict[str, Any] = await put(IfMatch=f'"{md5.hex()}"')
+        except ClientError as exc:
+            if is_precondition(exc) or is_missing(exc):
+                raise KeyTakenError(f"Cannot store {upload.key}: the key is taken") from exc
+            raise
+        return answer
+
+    async def _try_conditions(self, put: Any) -> dict[str, Any] | None:
+        """Find out whether the server honours conditions, at the first upload.
+
+        A condition that cannot hold is refused by a server that knows them. One that does
+        not has stored the file, which is what we came for (the key was looked at before).
+        """
+        try:
+            answer: dict[str, Any] = await put(IfMatch=_NO_ETAG)
+        except ClientError as exc:
+            if is_precondition(exc) or is_missing(exc):
+                self._bucket.conditional = True
+                return None
+            if status_of(exc) in (400, 501):
+                self._bucket.conditional = False
+                return None
+            raise
+        self._bucket.conditional = False
+        return answer
+
+    async def _put(
+        self, s3: Any, upload: Upload, body: bytes, md5: bytes, **conditions: str
+    ) -> dict[str, Any]:
+        await self._bucket.pace.wait(upload.key)
+        answer: dict[str, Any] = await s3.put_object(
+            Bucket=self._bucket.name,
+            Key=upload.key,
+            Body=body,
+            ContentMD5=base64.b64encode(md5).decode(),
+            **headers_of(upload),
+            **conditions,
+        )
+        return answer
