@@ -142,7 +142,7 @@ def test_origin_ends_with_a_killed_demo() -> None:
     )
     assert demo.stdout is not None
     folder = Path(demo.stdout.readline().strip())
-    (origin,) = _pids_with(str(folder / "run" / "supervisor.sock")) - {demo.pid}
+    (origin,) = pids_with(str(folder / "run" / "supervisor.sock")) - {demo.pid}
     demo.kill()
     demo.communicate()
     wait_until(lambda: process_state(origin) in ("", "Z"), "the origin ended")
@@ -150,15 +150,15 @@ def test_origin_ends_with_a_killed_demo() -> None:
 
 
 def _origin_pid(world: DemoWorld) -> int:
-    (pid,) = _pids_with(str(world.socket))
+    (pid,) = pids_with(str(world.socket))
     return pid
 
 
-def _pids_with(marker: str) -> set[int]:
+def pids_with(marker: str, *, patience_s: float = 10) -> set[int]:
     """Processes with ``marker`` in their environment."""
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + patience_s
     found: set[int] = set()
-    while not found and time.monotonic() < deadline:
+    while True:
         for entry in Path("/proc").iterdir():
             if entry.name.isdecimal():
                 try:
@@ -167,4 +167,5 @@ def _pids_with(marker: str) -> set[int]:
                     continue
                 if marker.encode() in environment:
                     found.add(int(entry.name))
-    return found
+        if found or time.monotonic() >= deadline:
+            return found
