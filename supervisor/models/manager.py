@@ -35,6 +35,7 @@ from supervisor.models.preflight import Preflight, free_bytes, os_error
 from supervisor.models.queue import Job, RateMeter, summarise
 from supervisor.models.requests import required_names, same_file
 from supervisor.models.room import human_bytes
+from supervisor.models.transfers import ResolvedAhead
 
 log = logging.getLogger("supervisor.models")
 
@@ -299,13 +300,8 @@ class ModelManager:
         def progress(step: Progress) -> None:
             self._on_progress(job, step, seen)
 
-        fetch = getattr(resolver, "fetch", None)
-        if fetch is not None:
-            result: TransferResult = await fetch(request, progress)
-        else:
-            once = _ResolvedAhead(resolver, self._take_resolved(job))
-            result = await self._downloader.fetch(request, once, progress)
-        self._finish(job, result)
+        ahead = ResolvedAhead(resolver, self._take_resolved(job))
+        self._finish(job, await self._downloader.fetch(request, ahead, progress))
 
     async def _unfold(self, job: Job) -> None:
         """Replace a folder, or a file without a name, by the files it stands for."""
@@ -464,19 +460,6 @@ class ModelManager:
             f"models: {status.done} of {status.total} files, {human_bytes(status.bytes_done)} of "
             f"{human_bytes(status.bytes_total)}, {human_bytes(status.rate_bytes_per_s)}/s{eta}"
         )
-
-
-class _ResolvedAhead:
-    """A resolver whose first answer is already there."""
-
-    def __init__(self, resolver: Resolver, first: Resolved | None) -> None:
-        self._resolver = resolver
-        self._first = first
-
-    async def resolve(self, request: DownloadRequest) -> Resolved:
-        """Give the known answer once, then ask."""
-        first, self._first = self._first, None
-        return first or await self._resolver.resolve(request)
 
 
 def _mirrored(job: Job) -> DownloadRequest:

@@ -28,6 +28,7 @@ from supervisor.models.preflight import Preflight
 from supervisor.models.requests import file_request
 from supervisor.models.sources import open_sources, registry
 from supervisor.models.sources.base import DirectFetcher, SourceContext, retry_after_s
+from supervisor.models.transfers import DirectDownloader
 from tests.support.hub import CIVITAI_TOKEN, HF_TOKEN, Hub, host_of, serve, sha256
 
 pytestmark = pytest.mark.anyio
@@ -501,7 +502,7 @@ async def test_manager_runs_a_file_source_by_itself(tmp_path: Path) -> None:
             settings=ModelsSection(),
             state=StateStore(),
             bus=EventBus(),
-            downloader=NoEngine(),  # type: ignore[arg-type]
+            downloader=DirectDownloader(NoEngine()),  # type: ignore[arg-type]
             resolvers=open_sources(w.context),
         )
         with anyio.fail_after(20):

@@ -1,0 +1,188 @@
+"""Downloaders around the engine: sources that need none, and the shared store."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import anyio
+import anyio.from_thread
+import anyio.to_thread
+
+from supervisor.config.settings import ModelsSection
+from supervisor.core.status import DownloadState
+from supervisor.download.request import (
+    Downloader,
+    DownloadRequest,
+    Progress,
+    ProgressCallback,
+    Resolved,
+    Resolver,
+    TransferResult,
+)
+from supervisor.errors import ChecksumMismatchError
+from supervisor.models.leases import Lease, Leases
+from supervisor.models.store import ModelStore, hash_file, is_object
+
+
+def open_downloader(engine: Downloader, section: ModelsSection) -> Downloader:
+    """Put what the settings ask for around the engine."""
+    direct = DirectDownloader(engine)
+    if section.store is None:
+        return direct
+    store = ModelStore(section.store)
+    return StoreDownloader(direct, store, Leases(store.locks))
+
+
+class ResolvedAhead:
+    """A resolver whose first answer is already there."""
+
+    def __init__(self, source: Resolver, first: Resolved | None) -> None:
+        self.source = source
+        self._first = first
+
+    async def resolve(self, request: DownloadRequest) -> Resolved:
+        """Give the known answer once, then ask."""
+        first, self._first = self._first, None
+        return first or await self.source.resolve(request)
+
+
+class DirectDownloader:
+    """Lets a source that can fetch by itself do so; the engine does the others."""
+
+    def __init__(self, engine: Downloader) -> None:
+        self._engine = engine
+
+    async def fetch(
+        self, request: DownloadRequest, resolver: Resolver, progress: ProgressCallback
+    ) -> TransferResult:
+        """See ``Downloader.fetch``."""
+        fetch = getattr(getattr(resolver, "source", resolver), "fetch", None)
+        if fetch is not None:
+            result: TransferResult = await fetch(request, progress)
+            return result
+        return await self._engine.fetch(request, resolver, progress)
+
+
+class StoreDownloader:
+    """Fetches into the shared store, once for all pods, and links from there."""
+
+    def __init__(self, engine: Downloader, store: ModelStore, leases: Leases) -> None:
+        self._engine = engine
+        self._store = store
+        self._leases = leases
+
+    async def fetch(
+        self, request: DownloadRequest, resolver: Resolver, progress: ProgressCallback
+    ) -> TransferResult:
+        """See ``Downloader.fetch``. Waits while another pod fetches the same file.
+
+        Losing the lock to another pod is a transient error: the next try finds its result.
+        """
+        resolved: Resolved | None = None
+        digest, size = request.sha256, request.size_bytes
+        if digest is None:
+            resolved = await resolver.resolve(request)
+            digest = resolved.sha256
+            size = size if size is not None else resolved.size_bytes
+        key = digest or _key(request, resolved)
+        if result := await self._linked(request, key, digest, size):
+            return result
+        progress(Progress(DownloadState.QUEUED, 0, size, message="waiting for another pod"))
+        async with self._leases.hold(key) as lease:
+            if result := await self._linked(request, key, digest, size):
+                return result
+            if digest is not None and await self._adopt(request, digest, size, progress):
+                return _present(request.destination, digest)
+            make = partial(
+                self._store.incoming, key, lease.generation, writer_gone=not lease.taken_over
+            )
+            incoming = await anyio.to_thread.run_sync(make) / request.destination.name
+            inner = replace(request, destination=incoming, sha256=digest, size_bytes=size)
+            ahead = ResolvedAhead(getattr(resolver, "source", resolver), resolved)
+            result = await self._engine.fetch(inner, ahead, progress)
+            found = result.sha256 or await _hash(incoming)
+            if digest is not None and found != digest:
+                await anyio.to_thread.run_sync(partial(incoming.unlink, missing_ok=True))
+                raise ChecksumMismatchError(
+                    f"Cannot fetch {request.name}: sha256 is {found[:12]}…, "
+                    f"{digest[:12]}… is expected"
+                )
+            again = digest is None and resolved is not None and resolved.etag
+            publish = partial(
+                self._publish, request, incoming, found, lease, remember=key if again else None
+            )
+            await anyio.to_thread.run_sync(publish)
+            await anyio.to_thread.run_sync(self._store.clear_incoming, key)
+            return replace(result, path=request.destination, sha256=found)
+
+    def _publish(
+        self,
+        request: DownloadRequest,
+        incoming: Path,
+        digest: str,
+        lease: Lease,
+        *,
+        remember: str | None,
+    ) -> None:
+        lease.check()
+        self._store.put(incoming, digest)
+        self._store.link(digest, request.destination)
+        if remember is not None:
+            self._store.remember(remember, digest)
+
+    async def _linked(
+        self, request: DownloadRequest, key: str, digest: str | None, size: int | None
+    ) -> TransferResult | None:
+        """Link an object that is there."""
+
+        def link() -> TransferResult | None:
+            known = digest or self._store.recall(key)
+            if known is None or not self._store.has(known, size):
+                return None
+            self._store.link(known, request.destination)
+            return _present(request.destination, known)
+
+        return await anyio.to_thread.run_sync(link)
+
+    async def _adopt(
+        self, request: DownloadRequest, digest: str, size: int | None, progress: ProgressCallback
+    ) -> bool:
+        """Take a whole file that stands at the destination already into the store."""
+        destination = request.destination
+
+        def same_size() -> bool:
+            return destination.is_file() and destination.stat().st_size == size
+
+        if size is None or not await anyio.to_thread.run_sync(same_size):
+            return False
+        progress(Progress(DownloadState.VERIFYING, 0, size))
+        if await _hash(destination) != digest:
+            return False
+
+        def adopt() -> bool:
+            if not is_object(destination, self._store.path(digest)):
+                self._store.put(destination, digest)
+                self._store.link(digest, destination)
+            return True
+
+        return await anyio.to_thread.run_sync(adopt)
+
+
+def _present(path: Path, digest: str) -> TransferResult:
+    return TransferResult(path, path.stat().st_size, digest, 0)
+
+
+def _key(request: DownloadRequest, resolved: Resolved | None) -> str:
+    """A lock for a file whose hash nobody knows before it is there."""
+    etag = (resolved.etag if resolved else None) or ""
+    identity = "\n".join((request.source, request.reference or request.url, etag))
+    return "at-" + hashlib.sha256(identity.encode()).hexdigest()
+
+
+async def _hash(path: Path) -> str:
+    pause: Callable[[], None] = anyio.from_thread.check_cancelled
+    return await anyio.to_thread.run_sync(partial(hash_file, path, pause=pause))
