@@ -92,7 +92,7 @@ def test_ends_on_request_with_a_summary(number: signal.Signals) -> None:
         process.send_signal(number)
         rest, errors = process.communicate(timeout=DEADLINE_S)
         assert process.returncode == 0, errors
-        assert "2 pictures and 1 videos stored" in rest
+        assert "2 pictures and 1 video stored" in rest
         assert_nothing_left(folder)
 
 

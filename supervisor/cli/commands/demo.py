@@ -85,11 +85,15 @@ def _summary(world: DemoWorld, elapsed_s: float) -> str:
     pictures = _files(world.bucket, (".png",))
     videos = _files(world.bucket, (".mp4",))
     return (
-        f"The demo ran for {elapsed_s:.0f} s: {len(models)} models "
+        f"The demo ran for {elapsed_s:.0f} s: {_count(models, 'model')} "
         f"({sum(f.stat().st_size for f in models) / 1e6:.0f} MB) fetched, "
-        f"{len(pictures)} pictures and {len(videos)} videos stored in the bucket. "
+        f"{_count(pictures, 'picture')} and {_count(videos, 'video')} stored in the bucket. "
         f"Everything is gone again."
     )
+
+
+def _count(files: list[Path], noun: str) -> str:
+    return f"{len(files)} {noun}{'' if len(files) == 1 else 's'}"
 
 
 def _files(folder: Path, suffixes: tuple[str, ...]) -> list[Path]:
