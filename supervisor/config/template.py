@@ -90,6 +90,7 @@ _EXAMPLES: dict[str, Any] = {
     "sync.endpoint": "https://account.r2.cloudflarestorage.com",
     "sync.access_key_id": "better: R2_ACCESS_KEY_ID",
     "sync.secret_access_key": "better: R2_SECRET_ACCESS_KEY",
+    "sync.cache_control": "private, max-age=31536000",
     "sync.rate_limit": "50MB/s",
     "sync.restore": ["workflows", "settings"],
     "health.token": "better: SUPERVISOR_HEALTH__TOKEN_FILE",
