@@ -318,17 +318,32 @@ def test_crashes(tmp_path: Path) -> None:
         assert crashed.process.wait(DEADLINE_S) == -signal.SIGSEGV
 
 
-def test_hang_and_lost_port(tmp_path: Path) -> None:
+def test_hang_keeps_the_port_open_and_answers_nothing(tmp_path: Path) -> None:
     with start(tmp_path, hang_after_s="0.01") as hung:
         wait_until(lambda: _connects(hung.port), "the port is open")
-        with socket.create_connection(("127.0.0.1", hung.port)) as connection:
-            connection.settimeout(0.3)
-            connection.sendall(b"GET /prompt HTTP/1.1\r\nHost: x\r\n\r\n")
-            with pytest.raises(TimeoutError):
-                connection.recv(1)
-    with started(tmp_path, lose_port_after_s="0.5") as lost:
+        wait_until(lambda: _silent(hung.port), "nothing is answered")
+        assert _connects(hung.port)
+        assert hung.process.poll() is None
+
+
+def test_lost_port_leaves_the_process(tmp_path: Path) -> None:
+    with start(tmp_path, lose_port_after_s="0.2") as lost:
+        assert lost.process.stderr is not None
+        while b"To see the GUI" not in lost.process.stderr.readline():
+            assert lost.process.poll() is None
         wait_until(lambda: not _connects(lost.port), "the port is closed")
         assert lost.process.poll() is None
+
+
+def _silent(port: int) -> bool:
+    with socket.create_connection(("127.0.0.1", port), timeout=5) as connection:
+        connection.settimeout(0.5)
+        connection.sendall(b"GET /prompt HTTP/1.1\r\nHost: x\r\n\r\n")
+        try:
+            connection.recv(1)
+        except TimeoutError:
+            return True
+        return False
 
 
 def _connects(port: int) -> bool:
