@@ -1,0 +1,356 @@
+"""The partial file and the journal beside it: what is here, and what survives which crash.
+
+Two kinds of claim. A block counts after ``kill -9`` once it is written and its record is
+in the journal: the kernel lives, so the page cache does. After a power cut only blocks
+recorded before a ``synced`` mark count, and that mark is written after ``fdatasync`` of
+the data has returned. The kernel's boot id, kept in the journal, tells the two apart.
+
+All methods block; call them from a worker thread.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import fcntl
+import hashlib
+import os
+import threading
+import zlib
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+from supervisor.core.journal import Journal, sync_directory
+from supervisor.download.segments import Intervals
+from supervisor.download.verify import mark_verified
+from supervisor.errors import JournalError
+
+_BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
+_NO_LOCKS = frozenset({errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL})
+_NO_FALLOCATE = frozenset({errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL})
+_LONGEST_NAME = 200  # of 255; leaves room for the dot and the suffixes
+
+
+class BusyError(Exception):
+    """Another process, or another task, is downloading to the same place."""
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """Which remote file the bytes are from. ``origin`` is an address without its query."""
+
+    origin: str
+    size_bytes: int | None
+    etag: str | None
+    modified: str | None
+    sha256: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """Bytes that were received and written in one go, with their CRC-32."""
+
+    offset: int
+    length: int
+    crc: int
+
+
+def part_path(destination: Path) -> Path:
+    """Where the bytes for ``destination`` gather: hidden, same folder, no model suffix."""
+    name = destination.name
+    if len(os.fsencode(name)) > _LONGEST_NAME:
+        name = hashlib.sha256(os.fsencode(name)).hexdigest()
+    return destination.with_name(f".{name}.part")
+
+
+def journal_path(destination: Path) -> Path:
+    """The journal of that file."""
+    part = part_path(destination)
+    return part.with_name(part.name + ".journal")
+
+
+def boot_id() -> str:
+    """Identify the running kernel; empty when it cannot be read (then nothing is trusted)."""
+    try:
+        return _BOOT_ID.read_text(encoding="ascii").strip()
+    except OSError:
+        return ""
+
+
+class PartFile:
+    """An open, locked partial file. Create with ``open``; thread-safe."""
+
+    def __init__(self, destination: Path, fd: int, *, fsync: bool, boot: str) -> None:
+        self.destination = destination
+        self.fd = fd
+        self.identity: Identity | None = None
+        self.written = Intervals()
+        self._blocks: list[Block] = []
+        self._fsync = fsync
+        self._boot = boot
+        self._journal: Journal | None = None
+        self._lock = threading.Lock()
+        self._recorded = 0  # blocks in the journal
+        self._synced = 0  # of those, how many are covered by a mark
+
+    @classmethod
+    def open(cls, destination: Path, *, fsync: bool = True, boot: str | None = None) -> Self:
+        """Open or create the partial file, lock it, and read what it holds.
+
+        Raises:
+            BusyError: somebody else holds it.
+            OSError: the folder is not writable, or the disk is full.
+            JournalError: the journal cannot be written.
+        """
+        destination.parent.mkdir(parents=True, exist_ok=True)
+        fd = _open_locked(part_path(destination))
+        part = cls(destination, fd, fsync=fsync, boot=boot_id() if boot is None else boot)
+        try:
+            part._load()
+        except BaseException:
+            part.close()
+            raise
+        return part
+
+    @property
+    def blocks(self) -> tuple[Block, ...]:
+        """Every block that is here, in the order of writing."""
+        return tuple(self._blocks)
+
+    def restart(self, identity: Identity, *, journal: bool = True) -> None:
+        """Forget every byte and begin anew with ``identity``.
+
+        Without ``journal`` nothing can be resumed: for files so small that it does not pay.
+        """
+        with self._lock:
+            self.identity, self.written, self._blocks = identity, Intervals(), []
+            self._recorded = self._synced = 0
+            if journal:
+                self._open_journal().compact([self._header()])
+            elif self._journal is not None:
+                self._drop_journal()
+
+    def allocate(self, size_bytes: int) -> None:
+        """Reserve the file's whole size, sparse where the file system cannot.
+
+        Raises:
+            OSError: ENOSPC, EDQUOT, EFBIG.
+        """
+        if os.fstat(self.fd).st_size > size_bytes:
+            os.ftruncate(self.fd, size_bytes)
+        if size_bytes and not _fallocate(self.fd, size_bytes):
+            os.ftruncate(self.fd, size_bytes)
+
+    def write(self, offset: int, data: memoryview | bytes) -> None:
+        """Write a block and record it; it survives ``kill -9`` when this returns.
+
+        Raises:
+            OSError: the disk is full or broken; the block does not count.
+            JournalError: likewise, for the record.
+        """
+        _write_all(self.fd, offset, data)
+        block = Block(offset, len(data), zlib.crc32(data))
+        with self._lock:
+            if self._journal is not None:
+                record = {"w": [block.offset, block.length, block.crc]}
+                self._journal.append(record, sync=False)
+                self._recorded += 1
+            self._blocks.append(block)
+            self.written.add(offset, offset + len(data))
+
+    def checkpoint(self) -> None:
+        """Make every block recorded so far survive a power cut as well."""
+        with self._lock:
+            count = self._recorded
+            if self._journal is None or count == self._synced:
+                return
+        os.fdatasync(self.fd)  # the data first: the mark must never claim what is not there
+        with self._lock:
+            self._mark(count)
+
+    def damaged(self) -> list[Block]:
+        """Re-read every block; return those whose bytes are not the ones received."""
+        return [block for block in self._blocks if not self._intact(block)]
+
+    def forget(self, blocks: list[Block]) -> None:
+        """Give up ``blocks`` so that they are fetched again."""
+        with self._lock:
+            gone = set(blocks)
+            self._adopt([block for block in self._blocks if block not in gone])
+
+    def publish(self, size_bytes: int, sha256: str | None) -> None:
+        """Move the complete file to its destination in one atomic step.
+
+        ``sha256`` is noted on the file when it was checked.
+
+        Raises:
+            OSError: the rename or a flush failed; the partial file stays.
+        """
+        os.ftruncate(self.fd, size_bytes)
+        if sha256 is not None:
+            mark_verified(self.fd, sha256)
+        if self._fsync:
+            os.fsync(self.fd)
+        part_path(self.destination).replace(self.destination)
+        if self._fsync:
+            sync_directory(self.destination.parent)
+        with self._lock:
+            self._drop_journal()
+
+    def close(self) -> None:
+        """Release the file and its lock; what was written stays for the next time."""
+        with self._lock:
+            if self._journal is not None:
+                self._journal.close()
+                self._journal = None
+            if self.fd >= 0:
+                os.close(self.fd)
+                self.fd = -1
+
+    def discard(self) -> None:
+        """Remove the partial file and its journal, and release them."""
+        with self._lock:
+            self._drop_journal()
+        part_path(self.destination).unlink(missing_ok=True)
+        self.close()
+
+    def _mark(self, count: int) -> None:
+        # A restart may have come between: then the count is of blocks that are gone.
+        if self._journal is not None and count <= self._recorded:
+            self._journal.append({"s": count})
+            self._synced = count
+
+    def _load(self) -> None:
+        if not journal_path(self.destination).exists():
+            return
+        records = self._open_journal().records
+        header = records[0] if records else {}
+        try:
+            self.identity = Identity(**header["file"])
+        except (KeyError, TypeError):
+            return  # an unreadable journal: everything is fetched again
+        blocks, synced = _replay(records)
+        same_boot = bool(self._boot) and header.get("boot") == self._boot
+        size = os.fstat(self.fd).st_size
+        trusted = blocks if same_boot else blocks[:synced]
+        kept = [block for block in trusted if block.offset + block.length <= size]
+        if kept:
+            os.fdatasync(self.fd)
+        self._adopt(kept)
+
+    def _adopt(self, blocks: list[Block]) -> None:
+        self._blocks = blocks
+        self.written = Intervals()
+        for block in blocks:
+            self.written.add(block.offset, block.offset + block.length)
+        self._recorded = self._synced = len(blocks)
+        if self._journal is not None:
+            records = [{"w": [block.offset, block.length, block.crc]} for block in blocks]
+            self._journal.compact([self._header(), *records, {"s": len(blocks)}])
+
+    def _header(self) -> dict[str, Any]:
+        identity = self.identity
+        assert identity is not None  # noqa: S101  (restart and _load set it first)
+        file = {name: getattr(identity, name) for name in Identity.__slots__}
+        return {"v": 1, "boot": self._boot, "file": file}
+
+    def _open_journal(self) -> Journal:
+        if self._journal is None:
+            self._journal = Journal(journal_path(self.destination))
+        return self._journal
+
+    def _drop_journal(self) -> None:
+        if self._journal is not None:
+            self._journal.close()
+            self._journal = None
+        path = journal_path(self.destination)
+        for leftover in (path, path.with_name(path.name + ".new")):
+            leftover.unlink(missing_ok=True)
+
+    def _intact(self, block: Block) -> bool:
+        crc, position, end = 0, block.offset, block.offset + block.length
+        while position < end:
+            data = os.pread(self.fd, min(1 << 20, end - position), position)
+            if not data:
+                return False
+            crc = zlib.crc32(data, crc)
+            position += len(data)
+        return crc == block.crc
+
+
+def discard_leftovers(destination: Path) -> None:
+    """Remove what a crash between the rename and the clean-up left behind."""
+    with suppress(OSError):
+        if not part_path(destination).exists():
+            path = journal_path(destination)
+            for leftover in (path, path.with_name(path.name + ".new")):
+                leftover.unlink(missing_ok=True)
+
+
+def _replay(records: list[dict[str, Any]]) -> tuple[list[Block], int]:
+    blocks: list[Block] = []
+    synced = 0
+    for record in records[1:]:
+        if "w" in record:
+            blocks.append(Block(*record["w"]))
+        elif "s" in record:
+            synced = min(int(record["s"]), len(blocks))
+    return blocks, synced
+
+
+def _open_locked(path: Path) -> int:
+    while True:
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(fd)
+            raise BusyError(str(path)) from None
+        except OSError as exc:
+            if exc.errno not in _NO_LOCKS:
+                os.close(fd)
+                raise
+        with suppress(FileNotFoundError):
+            named, mine = path.stat(), os.fstat(fd)
+            if (named.st_dev, named.st_ino) == (mine.st_dev, mine.st_ino):
+                return fd
+        os.close(fd)  # it was published or discarded between the open and the lock
+
+
+def _write_all(fd: int, offset: int, data: memoryview | bytes) -> None:
+    view = memoryview(data)
+    while view:
+        count = os.pwrite(fd, view, offset)
+        view, offset = view[count:], offset + count
+
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+def _fallocate(fd: int, size_bytes: int) -> bool:
+    # os.posix_fallocate is not used: where the file system refuses, glibc emulates it by
+    # writing into every block, which on a network volume takes as long as the download.
+    call = getattr(_libc, "fallocate64", None) or getattr(_libc, "fallocate", None)
+    if call is None:
+        return False
+    if call(fd, 0, ctypes.c_int64(0), ctypes.c_int64(size_bytes)) == 0:
+        return True
+    code = ctypes.get_errno()
+    if code in _NO_FALLOCATE:
+        return False
+    raise OSError(code, os.strerror(code))
+
+
+__all__ = [
+    "Block",
+    "BusyError",
+    "Identity",
+    "JournalError",
+    "PartFile",
+    "boot_id",
+    "discard_leftovers",
+    "journal_path",
+    "part_path",
+]

@@ -1,0 +1,315 @@
+"""HTTP as the engines need it: one ranged GET, redirects by hand, answers told apart.
+
+Redirects are followed here because the caller's headers (a token) must never reach
+another host, and because a signed address is worth keeping for the next range.
+"""
+
+from __future__ import annotations
+
+import ssl
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import aiohttp
+import anyio
+from yarl import URL
+
+from supervisor.core.clock import wall_time_s
+from supervisor.download.request import Resolved
+from supervisor.errors import (
+    AuthRequiredError,
+    NotFoundError,
+    PermanentTransferError,
+    TransferError,
+    TransientTransferError,
+)
+
+MAX_REDIRECTS = 10
+REDIRECTS = frozenset({301, 302, 303, 307, 308})
+# aiohttp drops what it holds when a connection breaks: let it hold little.
+READ_BUFFER_BYTES = 64 * 1024
+MAX_RETRY_AFTER_S = 3600.0
+
+
+class LinkExpiredError(TransientTransferError):
+    """A signed address no longer works; ask the source for a new one."""
+
+
+class RemoteChangedError(TransientTransferError):
+    """The remote file is not the one whose first bytes are here."""
+
+
+class NoRangeError(TransientTransferError):
+    """The server does not serve the bytes that were asked for, only whole files."""
+
+
+@dataclass(frozen=True, slots=True)
+class Link:
+    """Where to ask. ``headers`` belong to the host of ``url``; ``signed`` after a redirect."""
+
+    url: str
+    headers: Mapping[str, str]
+    signed: bool = False
+
+    @classmethod
+    def of(cls, resolved: Resolved) -> Link:
+        """Start at what the source said."""
+        return cls(resolved.url, dict(resolved.headers))
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """An answer whose body is still to be read.
+
+    The body holds the bytes from ``start`` on; ``length`` of them, when the server said so.
+    ``total`` is the size of the whole file, None while unknown.
+    """
+
+    response: aiohttp.ClientResponse
+    link: Link
+    start: int
+    length: int | None
+    total: int | None
+    ranged: bool
+    encoded: bool
+    etag: str | None
+    modified: str | None
+
+
+def open_session(*, connections: int = 0, ca_file: Path | None = None) -> aiohttp.ClientSession:
+    """Make the session of one engine.
+
+    Proxies come from the environment. Cookies are never kept: they would cross hosts.
+    IPv6 is tried first and IPv4 a quarter of a second later (aiohttp's happy eyeballs).
+    ``connections`` of 0 leaves the limit to the caller.
+    """
+    context = ssl.create_default_context(cafile=str(ca_file) if ca_file else None)
+    return aiohttp.ClientSession(
+        connector=aiohttp.TCPConnector(limit=connections, ssl=context, ttl_dns_cache=60),
+        cookie_jar=aiohttp.DummyCookieJar(),
+        timeout=aiohttp.ClientTimeout(total=None, sock_connect=30),
+        headers={"Accept-Encoding": "identity", "User-Agent": "comfypod-supervisor"},
+        trust_env=True,
+    )
+
+
+def show_url(url: str) -> str:
+    """Render an address for people: no user, no query, where signatures and tokens live."""
+    parts = urlsplit(url)
+    host = parts.hostname or ""
+    port = f":{parts.port}" if parts.port else ""
+    return f"{parts.scheme}://{host}{port}{parts.path}"
+
+
+@asynccontextmanager
+async def open_range(
+    session: aiohttp.ClientSession,
+    link: Link,
+    *,
+    start: int,
+    end: int | None = None,
+    if_range: str | None = None,
+    timeout_s: float,
+    sock_read_s: float | None = None,
+    buffer_bytes: int = READ_BUFFER_BYTES,
+) -> AsyncIterator[Reply]:
+    """GET the bytes [start, end) and yield the answer once its headers are here.
+
+    Raises:
+        TransferError: by class, see ``check_status``.
+    """
+    headers = {"Range": f"bytes={start}-{'' if end is None else end - 1}"}
+    if if_range is not None:
+        headers["If-Range"] = if_range
+    options = {
+        "timeout": aiohttp.ClientTimeout(total=None, sock_connect=30, sock_read=sock_read_s),
+        "read_bufsize": buffer_bytes,
+    }
+    with network_errors(link.url):
+        response, final = await _follow(session, link, headers, timeout_s, options)
+        try:
+            yield _read_headers(response, final, start)
+        finally:
+            response.close()
+
+
+async def _follow(
+    session: aiohttp.ClientSession,
+    link: Link,
+    headers: Mapping[str, str],
+    timeout_s: float,
+    options: Mapping[str, Any],
+) -> tuple[aiohttp.ClientResponse, Link]:
+    seen: set[str] = set()
+    for _ in range(MAX_REDIRECTS + 1):
+        with anyio.fail_after(timeout_s):
+            response = await session.get(
+                _as_is(link.url),
+                headers={**link.headers, **headers},
+                allow_redirects=False,
+                **options,
+            )
+        if response.status not in REDIRECTS:
+            return response, link
+        location = response.headers.get("Location", "")
+        response.release()
+        seen.add(link.url)
+        link = _redirected(link, location)
+        if link.url in seen:
+            break
+    raise PermanentTransferError(
+        f"Cannot download {show_url(link.url)}: the redirects never end",
+        hint="the address is misconfigured at its host; use another one",
+    )
+
+
+def _redirected(link: Link, location: str) -> Link:
+    target = _as_is(link.url).join(_as_is(location)) if location else None
+    if target is None or target.scheme not in ("http", "https"):
+        raise PermanentTransferError(
+            f"Cannot download {show_url(link.url)}: it redirects to nowhere usable"
+        )
+    source = _as_is(link.url)
+    upgraded = (source.scheme, target.scheme) == ("http", "https")
+    same_port = source.port == target.port or (upgraded and target.is_default_port())
+    keeps = source.host == target.host and same_port
+    keeps = keeps and (source.scheme == target.scheme or upgraded)
+    return Link(str(target), link.headers if keeps else {}, signed=True)
+
+
+def _as_is(url: str) -> URL:
+    # Re-quoting may change a signed query, so a clean address is taken literally.
+    literal = url.isascii() and not any(c <= " " or c in '"<>\\^`{|}' for c in url)
+    return URL(url, encoded=literal)
+
+
+def _read_headers(response: aiohttp.ClientResponse, link: Link, start: int) -> Reply:
+    headers = response.headers
+    encoding = headers.get("Content-Encoding", "identity").strip().lower()
+    encoded = encoding not in ("", "identity")
+    length = response.content_length
+    if response.status == 206 and not encoded:
+        first, last, total = _content_range(headers.get("Content-Range", ""), link)
+        if first != start or (length is not None and length != last - first + 1):
+            raise NoRangeError(
+                f"Cannot resume {show_url(link.url)}: asked for byte {start}, got byte {first}"
+            )
+        begins, length, ranged = first, last - first + 1, True
+    elif response.status in (200, 206):
+        begins, ranged = 0, False
+        total = None if encoded else length
+    else:
+        check_status(response, link, started=start > 0)
+        raise AssertionError("unreachable")
+    return Reply(
+        response=response,
+        link=link,
+        start=begins,
+        length=None if encoded else length,
+        total=total,
+        ranged=ranged,
+        encoded=encoded,
+        etag=headers.get("ETag"),
+        modified=headers.get("Last-Modified"),
+    )
+
+
+def _content_range(value: str, link: Link) -> tuple[int, int, int | None]:
+    try:
+        unit, _, rest = value.strip().partition(" ")
+        span, _, total = rest.partition("/")
+        first, _, last = span.partition("-")
+        parsed = int(first), int(last), None if total.strip() == "*" else int(total)
+    except ValueError as exc:
+        raise NoRangeError(f"Cannot resume {show_url(link.url)}: its Content-Range is wrong") from (
+            exc
+        )
+    if unit != "bytes" or not 0 <= parsed[0] <= parsed[1]:
+        raise NoRangeError(f"Cannot resume {show_url(link.url)}: its Content-Range is wrong")
+    return parsed
+
+
+def check_status(response: aiohttp.ClientResponse, link: Link, *, started: bool) -> None:
+    """Raise what an answer without the wanted bytes means.
+
+    ``started`` or a redirect on the way turns 401, 403, 404 and 410 into an expired
+    address: the source decides when it is asked again.
+    """
+    status, where = response.status, show_url(link.url)
+    if status == 416:
+        raise RemoteChangedError(f"Cannot resume {where}: the remote file has another size")
+    if status in (401, 403, 404, 410) and (link.signed or started):
+        raise LinkExpiredError(f"Cannot download {where}: the address has expired ({status})")
+    if status in (401, 403):
+        raise AuthRequiredError(
+            f"Cannot download {where}: access denied ({status})",
+            hint="set the token of this host, and accept the model's terms on its page",
+        )
+    if status in (404, 410):
+        raise NotFoundError(
+            f"Cannot download {where}: there is no such file ({status})",
+            hint="check the address, or the file was moved or deleted by its owner",
+        )
+    if status in (408, 425, 429) or status >= 500:
+        raise TransientTransferError(
+            f"Cannot download {where}: the server answered {status}",
+            retry_after_s=retry_after_s(response.headers.get("Retry-After")),
+        )
+    raise PermanentTransferError(f"Cannot download {where}: the server answered {status}")
+
+
+def retry_after_s(value: str | None) -> float | None:
+    """Seconds of a Retry-After header (RFC 9110, 10.2.3), at most an hour."""
+    if not value:
+        return None
+    try:
+        delay_s = float(value)
+    except ValueError:
+        try:
+            at = parsedate_to_datetime(value)
+        except ValueError:
+            return None
+        at = at if at.tzinfo else at.replace(tzinfo=UTC)
+        delay_s = (at - datetime.fromtimestamp(wall_time_s(), tz=UTC)).total_seconds()
+    return min(max(delay_s, 0.0), MAX_RETRY_AFTER_S)
+
+
+def validator(etag: str | None, modified: str | None) -> str | None:
+    """What If-Range may carry: a strong ETag, else a date (RFC 9110, 13.1.5)."""
+    if etag and not etag.startswith("W/"):
+        return etag
+    return modified
+
+
+class network_errors:  # noqa: N801  (a context manager that reads as a statement)
+    """Turns the exceptions of aiohttp and of the socket into transfer errors."""
+
+    def __init__(self, url: str) -> None:
+        self._where = show_url(url)
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if error is None or isinstance(error, TransferError):
+            return
+        if isinstance(error, aiohttp.InvalidURL):
+            raise PermanentTransferError(f"Cannot download {self._where}: not an address") from None
+        if isinstance(error, aiohttp.ClientConnectorCertificateError):
+            raise PermanentTransferError(
+                f"Cannot download {self._where}: its certificate is not trusted",
+                hint="check the clock and SSL_CERT_FILE",
+            ) from error
+        if isinstance(error, TimeoutError):
+            raise TransientTransferError(f"Cannot download {self._where}: no answer") from error
+        if isinstance(error, aiohttp.ClientError | ConnectionError | ssl.SSLError):
+            reason = str(error) or type(error).__name__
+            if isinstance(error, aiohttp.ClientResponseError):
+                reason = "the answer is not HTTP"  # its text holds the whole address
+            raise TransientTransferError(f"Cannot download {self._where}: {reason}") from error
