@@ -41,6 +41,7 @@ class Announcements:
         self.watchdog_s: float | None = None
         self.watchdog_at_s: float | None = None
         self.watchdog_failed = False
+        self.heard = anyio.Event()  # set and replaced at every message
         self.extended_until_s = float("-inf")
 
     def receive(self, message: Notification) -> None:
@@ -58,6 +59,8 @@ class Announcements:
         if message.extend_timeout_s is not None:
             self.extended_until_s = now_s + message.extend_timeout_s
         self.watchdog_failed = self.watchdog_failed or message.watchdog_failed
+        self.heard.set()
+        self.heard = anyio.Event()
         self.changed()
 
     def watchdog_left_s(self, now_s: float) -> float | None:

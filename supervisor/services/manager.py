@@ -265,7 +265,14 @@ class ServiceManager:
         runner = self._runners[spec.name]
         self._logs.also_write(spec.name, spec.log_file)
         runner.update_spec(spec)
-        if restart and not runner.resting:
+        if not spec.enabled:
+            if not runner.resting:
+                runner.ask(Wanted.DOWN)
+                await self._rests(spec.name)
+            runner.disable()
+        elif runner.status.state is ServiceState.DISABLED:
+            runner.ask(Wanted.UP)
+        elif restart and not runner.resting:
             runner.ask(Wanted.AGAIN)
         elif runner.status.state is ServiceState.FAILED:
             runner.ask(Wanted.UP)  # what made it fail may just have been corrected

@@ -126,6 +126,11 @@ class ServiceRunner:
         self.spec = spec
         self._board.publish(required=spec.required, url=spec.url)
 
+    def disable(self) -> None:
+        """Show a service that rests as disabled, because the configuration says so."""
+        if self.status.state in (ServiceState.STOPPED, ServiceState.FAILED):
+            self._board.step(Trigger.DISABLE)
+
     def note_dropped(self, total_bytes: int) -> None:
         """Show how much of its output was lost."""
         self._board.publish(log_bytes_dropped=total_bytes)

@@ -14,4 +14,4 @@ def loop_is_never_blocked(request: pytest.FixtureRequest) -> Iterator[None]:
     """Fail a test in which a callback kept the event loop for more than 50 ms."""
     with watch_loop() as guard:
         yield
-    assert not guard.blocked, guard.blocked
+    assert not guard.blocked, "\n".join(guard.blocked)

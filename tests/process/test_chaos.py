@@ -9,6 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import anyio
+import anyio.to_thread
 import pytest
 
 from supervisor.core.retry import Backoff
@@ -112,7 +113,7 @@ async def chaos(seed: int, seconds: float, folder: Path) -> None:
         with anyio.fail_after(60):
             await pod.manager.stop_all(8.0)
         assert leftovers(pod.manager.instance) == []
-        check_accounts(pod)
+        await anyio.to_thread.run_sync(check_accounts, pod)
 
 
 def check_accounts(pod: Pod) -> None:
