@@ -150,7 +150,8 @@ class S3Target:
             s3 = await self._client()
             temporary = destination.with_name(f".{secrets.token_hex(8)}.part")
             answer = await s3.get_object(Bucket=self._bucket.name, Key=key)
-            async with answer["Body"] as body:
+            body = answer["Body"]
+            async with body:
                 mtime_ns = int(
                     answer["Metadata"].get(MTIME) or answer["LastModified"].timestamp() * 1e9
                 )
