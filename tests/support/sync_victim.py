@@ -1,0 +1,57 @@
+"""A syncer in a process of its own that kills itself at a named step of the journal.
+
+``python -m tests.support.sync_victim CONFIG STEP``: CONFIG is JSON of a pod; STEP is
+"before:METHOD:N" or "after:METHOD:N" of ``Ledger``, or "never". Prints ``done`` at the end.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+import anyio
+
+from supervisor.sync.ledger import Ledger
+from tests.support.sync import Pod
+
+
+def arm(step: str) -> None:
+    """Make the N-th call of a journal method the last thing this process does."""
+    if step == "never":
+        return
+    when, method, nth = step.split(":")
+    original = getattr(Ledger, method)
+    calls = 0
+
+    @functools.wraps(original)
+    def deadly(*args: Any, **kwargs: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == int(nth) and when == "before":
+            os.kill(os.getpid(), signal.SIGKILL)
+        result = original(*args, **kwargs)
+        if calls == int(nth) and when == "after":
+            os.kill(os.getpid(), signal.SIGKILL)
+        return result
+
+    setattr(Ledger, method, deadly)
+
+
+async def main(config: dict[str, Any]) -> None:
+    """Sync until nothing waits."""
+    pod = Pod(Path(config.pop("root")), **config)
+    async with pod.running():
+        status = await pod.syncer.flush(60.0, final=True)
+        while pod.settings.delete_after_upload and any(pod.source.iterdir()):
+            await anyio.sleep(0.05)
+        print("done", json.dumps({"retained": status.retained, "error": status.last_error}))
+
+
+if __name__ == "__main__":
+    arm(sys.argv[2])
+    anyio.run(main, json.loads(sys.argv[1]))
