@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import replace
 from itertools import count
 from pathlib import Path
 
@@ -12,7 +11,7 @@ import anyio
 import anyio.abc
 
 from supervisor.config.settings import ModelsSection
-from supervisor.core.events import EventBus, Severity
+from supervisor.core.events import EventBus
 from supervisor.core.retry import Backoff
 from supervisor.core.state import StateStore
 from supervisor.core.status import DownloadState
@@ -31,10 +30,10 @@ from supervisor.errors import (
     TransferError,
     TransientTransferError,
 )
+from supervisor.models.outcomes import Outcomes
 from supervisor.models.preflight import Preflight, free_bytes, os_error
 from supervisor.models.queue import Job, RateMeter, summarise
 from supervisor.models.requests import required_names, same_file
-from supervisor.models.room import human_bytes
 from supervisor.models.transfers import ResolvedAhead
 
 log = logging.getLogger("supervisor.models")
@@ -53,8 +52,8 @@ class ModelManager:
     """Downloads what is asked for, required and small files first.
 
     One file's failure never stops the others: permanent errors fail that file at once,
-    anything else is tried again for ever, ever more slowly. ``fetched_bytes`` (by source)
-    and ``failures`` (by source and reason) feed the metrics.
+    anything else is tried again for ever, ever more slowly. ``outcomes`` counts for the
+    metrics.
     """
 
     def __init__(
@@ -73,20 +72,19 @@ class ModelManager:
         """``give_up_after`` failed tries a file counts as failed; None never gives up."""
         self._settings = settings
         self._state = state
-        self._bus = bus
         self._downloader = downloader
         self._resolvers = resolvers
         self._preflight = Preflight(resolvers, free)
         self._quick, self._slow = quick, slow
         self._give_up_after = give_up_after
         self._jobs: dict[str, Job] = {}
+        self._unfolded: dict[str, str] = {}  # file → the request for a folder it came from
         self._seq = count()
         self._wake = anyio.Event()
         self._changed = anyio.Event()
         self._preparing = False
         self._meter = RateMeter()
-        self.fetched_bytes: dict[str, int] = {}
-        self.failures: dict[tuple[str, str], int] = {}
+        self.outcomes = Outcomes(bus)
 
     # -- what others call ---------------------------------------------------------------
 
@@ -159,6 +157,28 @@ class ModelManager:
             known.urgent = True
         self._touch()
 
+    def reconcile(self, requests: Iterable[DownloadRequest]) -> None:
+        """Want exactly ``requests`` from now on: what is the same goes on undisturbed.
+
+        Files that are no longer wanted stop and vanish from status; nothing is deleted.
+        """
+        wanted = {request.name: request for request in requests}
+        for name, job in list(self._jobs.items()):
+            replacement = wanted.get(name)
+            if replacement is not None and same_file(job.request, replacement):
+                job.request = replacement
+            elif not self._belongs_to(job, wanted):
+                del self._jobs[name]
+                self._unfolded.pop(name, None)
+                self._end(job, DownloadState.SKIPPED)
+                if job.scope is not None:
+                    job.scope.cancel()
+        for name, request in wanted.items():
+            if name not in self._jobs and name not in self._unfolded.values():
+                self._insert(request)
+        self._demand()
+        self._touch()
+
     def prioritise(self, name: str) -> None:
         """Put a waiting file first; it does not wait for a free slot.
 
@@ -192,7 +212,7 @@ class ModelManager:
                 f"Cannot cancel {name}: it is already in place", status=409, code="conflict"
             )
         self._end(job, DownloadState.SKIPPED, error="cancelled")
-        self._bus.publish("download.cancelled", f"{name}: cancelled", subject=name)
+        self.outcomes.cancelled(job.request)
         if job.scope is not None:
             job.scope.cancel()
 
@@ -212,13 +232,22 @@ class ModelManager:
             self._jobs[request.name] = Job(request, next(self._seq), urgent=urgent)
         elif not same_file(known.request, request):
             # The first one wins: an earlier source in the list has precedence.
-            self._failure(request, PermanentTransferError(f"{request.url} clashes with another"))
+            self.outcomes.failed(
+                request,
+                PermanentTransferError(
+                    f"Cannot fetch {request.url}: {known.request.url} goes to {request.name} too"
+                ),
+            )
         self._demand()
+
+    def _belongs_to(self, job: Job, wanted: Mapping[str, DownloadRequest]) -> bool:
+        """Whether the file came out of a folder that is still wanted."""
+        return self._unfolded.get(job.request.name) in wanted
 
     def _requeue(self, job: Job, *, urgent: bool) -> None:
         job.state, job.urgent, job.prepared = DownloadState.QUEUED, urgent, False
         job.error = job.hint = job.resolved = None
-        job.attempt, job.not_before_s, job.mirror = 0, 0.0, 0
+        job.attempt, job.not_before_s = 0, 0.0
 
     def _demand(self) -> None:
         """Tell readiness which files it waits for."""
@@ -277,7 +306,7 @@ class ModelManager:
             except TransientTransferError as exc:
                 self._postpone(job, exc)
             except TransferError as exc:
-                self._fail_or_next_mirror(job, exc)
+                self._fail(job, exc)
             except OSError as exc:
                 self._fail(job, os_error(job.request, exc))
             except Exception:
@@ -293,7 +322,7 @@ class ModelManager:
         if job.request.directory:
             await self._unfold(job)
             return
-        request = _mirrored(job)
+        request = job.request
         resolver = self._resolver(request)
         seen = [-1]
 
@@ -309,6 +338,7 @@ class ModelManager:
         self._jobs.pop(job.request.name, None)
         job.state = DownloadState.SKIPPED
         for child in children:
+            self._unfolded[child.name] = job.request.name
             self._insert(child, urgent=job.urgent)
         self._demand()
 
@@ -323,7 +353,7 @@ class ModelManager:
     def _take_resolved(self, job: Job) -> Resolved | None:
         resolved, job.resolved = job.resolved, None
         fresh = anyio.current_time() - job.resolved_s < _RESOLVED_FRESH_S
-        return resolved if fresh and job.mirror == 0 else None
+        return resolved if fresh else None
 
     # -- outcomes -----------------------------------------------------------------------
 
@@ -349,78 +379,30 @@ class ModelManager:
     def _finish(self, job: Job, result: TransferResult) -> None:
         if job.ended:  # cancelled in the very last moment
             return
-        source = job.request.source
-        self.fetched_bytes[source] = self.fetched_bytes.get(source, 0) + result.bytes_fetched
         job.bytes_total = job.bytes_done = result.size_bytes
         self._end(job, DownloadState.DONE)
         took_s = anyio.current_time() - job.started_s
-        size = human_bytes(result.size_bytes)
-        if result.bytes_fetched:
-            rate = human_bytes(result.bytes_fetched / max(took_s, 0.001))
-            message = f"{job.request.name}: {size} in {took_s:.1f} s ({rate}/s)"
-        else:
-            message = f"{job.request.name}: already in place ({size})"
-        log.info("%s", message)
-        self._bus.publish(
-            "download.done",
-            message,
-            subject=job.request.name,
-            source=source,
-            bytes_fetched=result.bytes_fetched,
-            size_bytes=result.size_bytes,
-        )
+        self.outcomes.done(job.request, result, took_s=took_s)
 
     def _postpone(self, job: Job, exc: TransientTransferError) -> None:
         if job.ended:
             return
         job.attempt += 1
         if self._give_up_after is not None and job.attempt >= self._give_up_after:
-            self._fail_or_next_mirror(job, exc)
+            self._fail(job, exc)
             return
         quick_tries = self._settings.retry_attempts or _QUICK_TRIES
         pace = self._quick if job.attempt <= quick_tries else self._slow
         delay_s = max(pace.delay_s(job.attempt - 1), exc.retry_after_s or 0.0)
         job.state, job.error, job.hint = DownloadState.QUEUED, exc.message, exc.hint
         job.not_before_s = anyio.current_time() + delay_s
-        message = f"{exc.message}; next try in {delay_s:.0f} s"
-        log.warning("%s", message)
-        self._bus.publish(
-            "download.retry",
-            message,
-            severity=Severity.WARNING,
-            subject=job.request.name,
-            attempt=job.attempt,
-        )
-
-    def _fail_or_next_mirror(self, job: Job, exc: TransferError) -> None:
-        local = isinstance(exc, DiskFullError)
-        if job.mirror < len(job.request.mirrors) and not local and not job.ended:
-            job.mirror += 1
-            job.attempt, job.state = 0, DownloadState.QUEUED
-            log.warning("%s; trying mirror %d", exc.message, job.mirror)
-            return
-        self._fail(job, exc)
+        self.outcomes.postponed(job.request, exc, delay_s=delay_s, attempt=job.attempt)
 
     def _fail(self, job: Job, exc: TransferError) -> None:
         if job.ended:
             return
         self._end(job, DownloadState.FAILED, error=exc.message, hint=exc.hint)
-        self._failure(job.request, exc)
-
-    def _failure(self, request: DownloadRequest, exc: TransferError) -> None:
-        reason = type(exc).__name__.removesuffix("Error")
-        key = (request.source, reason)
-        self.failures[key] = self.failures.get(key, 0) + 1
-        log.error("%s%s", exc.message, f" (hint: {exc.hint})" if exc.hint else "")
-        self._bus.publish(
-            "download.failed",
-            exc.message,
-            severity=Severity.ERROR,
-            subject=request.name,
-            source=request.source,
-            reason=reason,
-            hint=exc.hint,
-        )
+        self.outcomes.failed(job.request, exc)
 
     def _end(
         self, job: Job, state: DownloadState, *, error: str | None = None, hint: str | None = None
@@ -450,21 +432,5 @@ class ModelManager:
             self._publish()
             if self.busy and anyio.current_time() >= next_line_s:
                 next_line_s = anyio.current_time() + _REPORT_INTERVAL_S
-                log.info("%s", self._line())
+                self.outcomes.under_way(self._state.snapshot.downloads)
             await anyio.sleep(_PUBLISH_INTERVAL_S)
-
-    def _line(self) -> str:
-        status = self._state.snapshot.downloads
-        eta = f", {status.eta_s:.0f} s left" if status.eta_s is not None else ""
-        return (
-            f"models: {status.done} of {status.total} files, {human_bytes(status.bytes_done)} of "
-            f"{human_bytes(status.bytes_total)}, {human_bytes(status.rate_bytes_per_s)}/s{eta}"
-        )
-
-
-def _mirrored(job: Job) -> DownloadRequest:
-    """The request, pointed at the mirror in use."""
-    if job.mirror == 0:
-        return job.request
-    mirror = job.request.mirrors[job.mirror - 1]
-    return replace(job.request, source="http", url=mirror, reference=mirror, mirrors=())

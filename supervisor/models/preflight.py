@@ -14,6 +14,7 @@ import anyio
 import anyio.to_thread
 
 from supervisor.core.status import DownloadState
+from supervisor.download.partial import part_path
 from supervisor.download.request import DownloadRequest, Resolved, Resolver
 from supervisor.errors import DiskFullError, PermanentTransferError, SupervisorError, TransferError
 from supervisor.models.folders import safe_file_name
@@ -186,8 +187,17 @@ def _need(job: Job) -> Need:
     size = job.size_bytes
     if size is None or job.state is not DownloadState.QUEUED:
         return Need(job.request.name, None)
-    there = _size_of(job.request.destination)
-    return Need(job.request.name, 0 if there == size else max(size - job.bytes_done, 0))
+    if _size_of(job.request.destination) == size:
+        return Need(job.request.name, 0)
+    return Need(job.request.name, max(size - _resumable(job.request.destination), 0))
+
+
+def _resumable(destination: Path) -> int:
+    """Bytes on the disk of an earlier try; a sparse file takes less than it is long."""
+    try:
+        return part_path(destination).stat().st_blocks * 512
+    except OSError:
+        return 0
 
 
 def _existing(path: Path) -> Path:

@@ -37,7 +37,6 @@ class Job:
     resolved: Resolved | None = None
     resolved_s: float = 0.0
     scope: anyio.CancelScope | None = None
-    mirror: int = 0  # how many mirrors have been given up
 
     @property
     def size_bytes(self) -> int | None:

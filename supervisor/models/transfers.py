@@ -23,7 +23,7 @@ from supervisor.download.request import (
     Resolver,
     TransferResult,
 )
-from supervisor.errors import ChecksumMismatchError
+from supervisor.errors import ChecksumMismatchError, PermanentTransferError
 from supervisor.models.leases import Lease, Leases
 from supervisor.models.store import ModelStore, hash_file, is_object
 
@@ -85,9 +85,9 @@ class StoreDownloader:
         resolved: Resolved | None = None
         digest, size = request.sha256, request.size_bytes
         if digest is None:
-            resolved = await resolver.resolve(request)
-            digest = resolved.sha256
-            size = size if size is not None else resolved.size_bytes
+            resolved = await self._resolve(request, resolver)
+            digest = resolved.sha256 if resolved else None
+            size = resolved.size_bytes if size is None and resolved else size
         key = digest or _key(request, resolved)
         if result := await self._linked(request, key, digest, size):
             return result
@@ -118,6 +118,14 @@ class StoreDownloader:
             await anyio.to_thread.run_sync(publish)
             await anyio.to_thread.run_sync(self._store.clear_incoming, key)
             return replace(result, path=request.destination, sha256=found)
+
+    async def _resolve(self, request: DownloadRequest, resolver: Resolver) -> Resolved | None:
+        try:
+            return await resolver.resolve(request)
+        except PermanentTransferError:
+            if not request.mirrors:
+                raise
+            return None  # the engine goes on to the mirrors
 
     def _publish(
         self,

@@ -26,7 +26,6 @@ from supervisor.download.request import (
 from supervisor.errors import (
     AuthRequiredError,
     ControlError,
-    NotFoundError,
     TransferError,
     TransientTransferError,
 )
@@ -45,7 +44,6 @@ class Engine:
     held: set[str] = field(default_factory=set)
     errors: dict[str, list[Exception]] = field(default_factory=dict)
     started: list[str] = field(default_factory=list)
-    urls: list[str] = field(default_factory=list)
     active: int = 0
     most_active: int = 0
     release: dict[str, anyio.Event] = field(default_factory=dict)
@@ -54,7 +52,6 @@ class Engine:
         self, request: DownloadRequest, resolver: Resolver, progress: ProgressCallback
     ) -> TransferResult:
         self.started.append(request.name)
-        self.urls.append(request.url)
         self.active += 1
         self.most_active = max(self.most_active, self.active)
         try:
@@ -190,8 +187,8 @@ async def test_one_failure_leaves_the_others_alone(tmp_path: Path) -> None:
     )
     assert rig.file("good").state is DownloadState.DONE
     assert rig.engine.started.count("bad") == 1
-    assert rig.manager.failures == {("http", "AuthRequired"): 1}
-    assert rig.manager.fetched_bytes == {"http": 6}
+    assert rig.manager.outcomes.failures == {("http", "AuthRequired"): 1}
+    assert rig.manager.outcomes.fetched_bytes == {"http": 6}
     kinds = {(e.kind, e.subject) for e in rig.bus.recent()}
     assert {("download.failed", "bad"), ("download.done", "good")} <= kinds
 
@@ -229,21 +226,6 @@ async def test_a_bug_in_the_engine_fails_one_file(tmp_path: Path) -> None:
     rig.engine.errors["f"] = [ValueError("unexpected")]
     assert not await rig.manager.run_until_done([rig.request("f", 5), rig.request("g", 5)])
     assert rig.file("g").state is DownloadState.DONE
-
-
-async def test_mirrors_follow_a_permanent_error(tmp_path: Path) -> None:
-    rig = make(tmp_path)
-    request = DownloadRequest(
-        name="f",
-        url="https://one.example/f",
-        destination=tmp_path / "f",
-        reference="https://one.example/f",
-        size_bytes=4,
-        mirrors=("https://two.example/f",),
-    )
-    rig.engine.errors["f"] = [NotFoundError("Cannot fetch f: gone")]
-    assert await rig.manager.run_until_done([request])
-    assert rig.engine.urls == ["https://one.example/f", "https://two.example/f"]
 
 
 async def test_no_room_is_said_before_the_first_byte(tmp_path: Path) -> None:
@@ -321,3 +303,50 @@ async def test_progress_is_published_and_conflated(tmp_path: Path) -> None:
     assert await rig.manager.run_until_done([rig.request("f", 4000)])
     assert rig.file("f").bytes_done == 4000
     assert rig.state.revision - before < 60  # of 2 000 steps
+
+
+async def test_reconcile_touches_only_what_changed(tmp_path: Path) -> None:
+    rig = make(tmp_path)
+    rig.engine.held = {"kept", "dropped"}
+    kept, dropped = rig.request("kept", 100), rig.request("dropped", 200)
+    async with rig.running(kept, dropped, rig.request("changed", 5)):
+        await rig.until("kept", DownloadState.ACTIVE)
+        await rig.until("dropped", DownloadState.ACTIVE)
+        await rig.until("changed", DownloadState.DONE)
+        changed = rig.request("changed", 5, url="https://example.com/other")
+        rig.manager.reconcile([kept, changed, rig.request("new", 7)])
+        await rig.until("new", DownloadState.DONE)
+        await rig.until("changed", DownloadState.DONE)
+        names = [f.name for f in rig.state.snapshot.downloads.files]
+        assert sorted(names) == ["changed", "kept", "new"]
+        assert rig.engine.started.count("kept") == 1
+        assert rig.engine.started.count("changed") == 2
+        assert rig.engine.active == 1
+
+
+async def test_a_folder_becomes_its_files(tmp_path: Path) -> None:
+    class Tree(Source):
+        async def expand(self, request: DownloadRequest) -> tuple[DownloadRequest, ...]:
+            return tuple(rig.request(f"repo/{n}", 10, required=True) for n in ("a", "b"))
+
+    rig = make(tmp_path)
+    rig.manager._preflight._resolvers = {"http": Tree()}
+    folder = DownloadRequest(
+        name="repo/tree",
+        url="https://example.com/tree",
+        destination=tmp_path,
+        directory=True,
+        required=True,
+    )
+    async with rig.running(folder):
+        assert rig.state.snapshot.required_downloads == {"repo/tree"}
+        await rig.until("repo/a", DownloadState.DONE)
+        await rig.until("repo/b", DownloadState.DONE)
+        assert rig.state.snapshot.required_downloads == {"repo/a", "repo/b"}
+        started = len(rig.engine.started)
+        rig.manager.reconcile([folder])
+        await anyio.sleep(0.1)
+        assert len(rig.engine.started) == started
+        rig.manager.reconcile([])
+        with anyio.fail_after(10):
+            await rig.state.wait(lambda s: not s.downloads.files)

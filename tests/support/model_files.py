@@ -17,6 +17,19 @@ def safetensors(
     truncate: int = 0,
 ) -> Path:
     """Write F16 tensors of the given shapes (default [2])."""
+    data = safetensors_bytes(tensors, metadata, fill=fill)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(data[: len(data) - truncate])
+    return path
+
+
+def safetensors_bytes(
+    tensors: Mapping[str, Sequence[int]] | Sequence[str],
+    metadata: Mapping[str, str] | None = None,
+    *,
+    fill: int = 0,
+) -> bytes:
+    """The same as bytes."""
     shapes = tensors if isinstance(tensors, Mapping) else dict.fromkeys(tensors, (2,))
     header: dict[str, object] = {"__metadata__": dict(metadata)} if metadata else {}
     offset = 0
@@ -31,10 +44,7 @@ def safetensors(
         }
         offset += 2 * count
     text = json.dumps(header).encode()
-    data = struct.pack("<Q", len(text)) + text + bytes([fill]) * offset
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(data[: len(data) - truncate])
-    return path
+    return struct.pack("<Q", len(text)) + text + bytes([fill]) * offset
 
 
 def gguf(path: Path, architecture: str, tensors: Sequence[str] = ("x.weight",)) -> Path:

@@ -40,14 +40,42 @@ def configure(parser: ArgumentParser) -> None:
     workflow.add_argument(
         "files", nargs="+", type=Path, metavar="FILE", help="workflow, or an output that embeds one"
     )
+    workflow.add_argument("--pull", action="store_true", help="fetch what is missing")
     add_config(workflow)
     add_json(workflow)
+    _configure_local(actions)
+
+
+def _configure_local(actions: Any) -> None:
+    """Declare what works on the files themselves, with or without a daemon."""
+    pull = actions.add_parser("pull", help="fetch what is configured; no daemon needed")
+    pull.add_argument("names", nargs="*", metavar="NAME", help="only these")
+    pull.add_argument("--check", action="store_true", help="ask for size and access, fetch nothing")
+    verify = actions.add_parser("verify", help="hash what is there; 1 when something is damaged")
+    verify.add_argument("names", nargs="*", metavar="NAME", help="only these")
+    verify.add_argument("--repair", action="store_true", help="fetch damaged and missing files")
+    organize = actions.add_parser("organize", help="sort the downloads folder by kind of model")
+    organize.add_argument("folder", nargs="?", type=Path, metavar="FOLDER", help="another folder")
+    organize.add_argument("--copy", action="store_true", help="copy where no link is possible")
+    evict = actions.add_parser("evict", help="drop what was not used for longest from the store")
+    evict.add_argument("--budget", metavar="SIZE", help='for example "500GB"')
+    for parser in (organize, evict):
+        parser.add_argument("--dry-run", action="store_true", help="only say what would be done")
+    for parser in (pull, verify, organize, evict):
+        add_config(parser)
+        add_json(parser)
 
 
 def run(args: Namespace, environ: Mapping[str, str]) -> int:
     """Do what was asked."""
     actions = {"list": _list, "add": _add, "check": _check, "workflow": _workflow}
-    return actions[args.action](args, environ)
+    if args.action == "pull" and args.check:
+        return _check(args, environ)
+    if args.action in actions:
+        return actions[args.action](args, environ)
+    from supervisor.cli import model_actions  # noqa: PLC0415 - heavy: sources, engine, bars
+
+    return model_actions.run(args, environ)
 
 
 def source_fields(text: str) -> dict[str, Any]:
@@ -68,7 +96,9 @@ def _list(args: Namespace, environ: Mapping[str, str]) -> int:
     for file in downloads["files"]:
         total = size(file["bytes_total"]) if file["bytes_total"] else "?"
         share = f"{size(file['bytes_done'])} of {total}"
-        print(f"{paint.state(file['state'], 9)} {share:<22} {clean(file['name'])}")
+        origin = f"{file['source']}{', bundle ' + file['bundle'] if file['bundle'] else ''}"
+        shown = f"{share:<22} {clean(file['name'])}  ({clean(origin)})"
+        print(f"{paint.state(file['state'], 9)} {shown}")
         for name in ("error", "hint"):
             if file.get(name):
                 print(f"{'':<10}{name}: {clean(file[name])}")
@@ -124,6 +154,11 @@ def _workflow(args: Namespace, environ: Mapping[str, str]) -> int:
     from supervisor.cli.local_models import workflow_items  # noqa: PLC0415 - see _check
 
     loaded = load_for(args, environ)
+    items = workflow_items(loaded, environ, args.files)
+    if args.pull:
+        from supervisor.cli import model_actions  # noqa: PLC0415 - see run
+
+        return model_actions.pull_items(args, loaded, environ, items)
     found = [
         {
             "name": item.key,
@@ -132,7 +167,7 @@ def _workflow(args: Namespace, environ: Mapping[str, str]) -> int:
             "size_bytes": item.request.size_bytes if item.request else None,
             "reason": item.reason,
         }
-        for item in workflow_items(loaded, environ, args.files)
+        for item in items
     ]
     if args.json:
         print_json(found)

@@ -1,0 +1,213 @@
+"""The actions of ``supervisor models`` that work on the files themselves."""
+
+from __future__ import annotations
+
+import sys
+from argparse import Namespace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+
+import anyio
+
+from supervisor.cli.configuration import load_for
+from supervisor.cli.local_models import wanted_requests
+from supervisor.cli.output import print_json
+from supervisor.cli.planning import make_plan, read_facts
+from supervisor.cli.render import clean, size
+from supervisor.config.load import LoadedSettings
+from supervisor.config.settings import ModelsSection
+from supervisor.core.status import DownloadsStatus, DownloadState
+from supervisor.download.request import DownloadRequest
+from supervisor.download.simple import SimpleDownloader
+from supervisor.errors import ControlError, ExitCode
+from supervisor.models.operations import (
+    StatusCallback,
+    Verdict,
+    Verified,
+    discard_damaged,
+    evict,
+    pull,
+    verify,
+)
+from supervisor.models.organizer import organize
+from supervisor.models.workflow_plan import Item
+
+
+def run(args: Namespace, environ: Mapping[str, str]) -> int:
+    """Do what was asked."""
+    actions = {"pull": _pull, "verify": _verify, "organize": _organize, "evict": _evict}
+    return actions[args.action](args, load_for(args, environ), environ)
+
+
+def pull_items(
+    args: Namespace, loaded: LoadedSettings, environ: Mapping[str, str], items: Sequence[Item]
+) -> int:
+    """Fetch what workflows need; 1 when something is unknown or failed."""
+    for item in items:
+        if item.request is None:
+            print(f"supervisor: {clean(item.key)}: {clean(item.reason)}", file=sys.stderr)
+    requests = [item.request for item in items if item.request is not None]
+    code = _fetch(args, loaded.settings.models, environ, requests)
+    return code if len(requests) == len(items) else ExitCode.NO
+
+
+# -- pull ---------------------------------------------------------------------------------
+
+
+def _pull(args: Namespace, loaded: LoadedSettings, environ: Mapping[str, str]) -> int:
+    requests = wanted_requests(loaded, environ, args.names)
+    return _fetch(args, loaded.settings.models, environ, requests)
+
+
+def _fetch(
+    args: Namespace,
+    section: ModelsSection,
+    environ: Mapping[str, str],
+    requests: Sequence[DownloadRequest],
+) -> int:
+    with _bars(quiet=args.json) as on_status:
+        status = anyio.run(_fetch_all, section, environ, requests, on_status)
+    if args.json:
+        print_json(status.to_json())
+    else:
+        _print_outcome(status)
+    done = all(f.state is DownloadState.DONE for f in status.files)
+    return ExitCode.DONE if done else ExitCode.NO
+
+
+async def _fetch_all(
+    section: ModelsSection,
+    environ: Mapping[str, str],
+    requests: Sequence[DownloadRequest],
+    on_status: StatusCallback,
+) -> DownloadsStatus:
+    engine = SimpleDownloader(stall_timeout_s=section.stall_timeout_s, fsync=section.fsync)
+    async with engine:
+        return await pull(
+            requests, section=section, environ=environ, engine=engine, on_status=on_status
+        )
+
+
+def _print_outcome(status: DownloadsStatus) -> None:
+    for file in status.files:
+        print(f"{file.state:<9} {size(file.bytes_total):>9} {clean(file.name)}")
+        for label, text in (("error", file.error), ("hint", file.hint)):
+            if text:
+                print(f"{'':<19} {label}: {clean(text)}")
+    if not status.files:
+        print("no model files are wanted")
+
+
+@contextmanager
+def _bars(*, quiet: bool) -> Iterator[StatusCallback]:
+    """Show a bar for all bytes and one for each file under way, on a terminal only."""
+    if quiet or not sys.stderr.isatty():
+        yield lambda _: None
+        return
+    from rich.console import Console  # noqa: PLC0415 - only where bars are drawn
+    from rich.progress import (  # noqa: PLC0415
+        BarColumn,
+        DownloadColumn,
+        Progress,
+        TaskID,
+        TextColumn,
+        TimeRemainingColumn,
+        TransferSpeedColumn,
+    )
+
+    columns = (
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        DownloadColumn(),
+        TransferSpeedColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        total = progress.add_task("all files", total=None)
+        shown: dict[str, TaskID] = {}
+
+        def update(status: DownloadsStatus) -> None:
+            progress.update(total, completed=status.bytes_done, total=status.bytes_total or None)
+            for file in status.files:
+                moving = file.state in (DownloadState.ACTIVE, DownloadState.VERIFYING)
+                if moving and file.name not in shown:
+                    shown[file.name] = progress.add_task(clean(file.name), total=None)
+                if file.name in shown:
+                    task = shown[file.name]
+                    progress.update(task, completed=file.bytes_done, total=file.bytes_total)
+                    progress.update(task, visible=moving)
+
+        yield update
+
+
+# -- verify -------------------------------------------------------------------------------
+
+
+def _verify(args: Namespace, loaded: LoadedSettings, environ: Mapping[str, str]) -> int:
+    requests = wanted_requests(loaded, environ, args.names)
+    section = loaded.settings.models
+    tell: Callable[[Verified], None] = (lambda _: None) if args.json else _print_verdict
+    verdicts = anyio.run(
+        partial(verify, requests, section=section, environ=environ, on_verdict=tell)
+    )
+    if args.json and not args.repair:
+        print_json([v.to_json() for v in verdicts])
+    bad = [v for v in verdicts if v.verdict in (Verdict.DAMAGED, Verdict.MISSING)]
+    if not args.repair or not bad:
+        return ExitCode.NO if bad else ExitCode.DONE
+    return _fetch(args, section, environ, discard_damaged(verdicts, section))
+
+
+def _print_verdict(verified: Verified) -> None:
+    reason = f"  ({clean(verified.reason)})" if verified.reason else ""
+    print(f"{verified.verdict:<8} {clean(verified.request.name)}{reason}", flush=True)
+
+
+# -- organize and evict -------------------------------------------------------------------
+
+
+def _organize(args: Namespace, loaded: LoadedSettings, environ: Mapping[str, str]) -> int:
+    section = loaded.settings.models
+    downloads: Path | None = args.folder or section.downloads_directory
+    models = make_plan(loaded, read_facts(loaded, environ), environ).models_directory
+    if downloads is None or not downloads.is_dir():
+        where = f"{downloads} is no folder" if downloads else "no downloads folder is configured"
+        raise ControlError(
+            f"Cannot sort downloads: {where}",
+            hint="name a folder, or set [models] downloads_directory",
+        )
+    summary = organize(downloads, models or Path("models"), dry_run=args.dry_run, copy=args.copy)
+    if args.json:
+        print_json({"files": [f.to_json() for f in summary.files], "counts": summary.counts})
+    else:
+        for file in summary.files:
+            target = f" -> {clean(file.target)}" if file.target else ""
+            warning = "  [pickle]" if file.pickle else ""
+            print(
+                f"{file.action:<10} {clean(file.source)}{target}  ({clean(file.reason)}){warning}"
+            )
+        print(summary.line())
+    return ExitCode.DONE
+
+
+def _evict(args: Namespace, loaded: LoadedSettings, environ: Mapping[str, str]) -> int:
+    requests = make_plan(loaded, read_facts(loaded, environ), environ).downloads
+    removed = evict(
+        loaded.settings.models, budget=args.budget, wanted=requests, dry_run=args.dry_run
+    )
+    if args.json:
+        print_json(
+            [
+                {"sha256": o.sha256, "size_bytes": o.size_bytes, "places": list(o.places)}
+                for o in removed
+            ]
+        )
+        return ExitCode.DONE
+    for stored in removed:
+        places = ", ".join(stored.places) or "linked nowhere"
+        print(f"{size(stored.size_bytes):>9} {stored.sha256[:12]} {clean(places)}")
+    verb = "would be freed" if args.dry_run else "freed"
+    print(f"{size(sum(o.size_bytes for o in removed)) if removed else 'nothing'} {verb}")
+    return ExitCode.DONE

@@ -1,0 +1,89 @@
+"""Says how downloads end: log lines, events, and the counters behind the metrics."""
+
+from __future__ import annotations
+
+import logging
+
+from supervisor.core.events import EventBus, Severity
+from supervisor.core.status import DownloadsStatus
+from supervisor.download.request import DownloadRequest, TransferResult
+from supervisor.errors import TransferError
+from supervisor.models.room import human_bytes
+
+log = logging.getLogger("supervisor.models")
+
+
+class Outcomes:
+    """Counters since the start; ``failures`` by source and reason."""
+
+    def __init__(self, bus: EventBus) -> None:
+        self._bus = bus
+        self.fetched_bytes: dict[str, int] = {}
+        self.failures: dict[tuple[str, str], int] = {}
+
+    def done(self, request: DownloadRequest, result: TransferResult, *, took_s: float) -> None:
+        """A file is in place."""
+        source, fetched = request.source, result.bytes_fetched
+        self.fetched_bytes[source] = self.fetched_bytes.get(source, 0) + fetched
+        size = human_bytes(result.size_bytes)
+        if fetched:
+            rate = human_bytes(fetched / max(took_s, 0.001))
+            message = f"{request.name}: {size} in {took_s:.1f} s ({rate}/s)"
+        else:
+            message = f"{request.name}: already in place ({size})"
+        log.info("%s", message)
+        self._bus.publish(
+            "download.done",
+            message,
+            subject=request.name,
+            source=source,
+            bytes_fetched=fetched,
+            size_bytes=result.size_bytes,
+        )
+
+    def postponed(
+        self, request: DownloadRequest, exc: TransferError, *, delay_s: float, attempt: int
+    ) -> None:
+        """A file is tried again later."""
+        message = f"{exc.message}; next try in {delay_s:.0f} s"
+        log.warning("%s", message)
+        self._bus.publish(
+            "download.retry",
+            message,
+            severity=Severity.WARNING,
+            subject=request.name,
+            attempt=attempt,
+        )
+
+    def failed(self, request: DownloadRequest, exc: TransferError) -> None:
+        """A file is given up."""
+        reason = type(exc).__name__.removesuffix("Error")
+        key = (request.source, reason)
+        self.failures[key] = self.failures.get(key, 0) + 1
+        log.error("%s%s", exc.message, f" (hint: {exc.hint})" if exc.hint else "")
+        self._bus.publish(
+            "download.failed",
+            exc.message,
+            severity=Severity.ERROR,
+            subject=request.name,
+            source=request.source,
+            reason=reason,
+            hint=exc.hint,
+        )
+
+    def cancelled(self, request: DownloadRequest) -> None:
+        """A file is left out because somebody said so."""
+        self._bus.publish("download.cancelled", f"{request.name}: cancelled", subject=request.name)
+
+    def under_way(self, status: DownloadsStatus) -> None:
+        """One line now and then while bytes move."""
+        eta = f", {status.eta_s:.0f} s left" if status.eta_s is not None else ""
+        log.info(
+            "models: %d of %d files, %s of %s, %s/s%s",
+            status.done,
+            status.total,
+            human_bytes(status.bytes_done),
+            human_bytes(status.bytes_total),
+            human_bytes(status.rate_bytes_per_s),
+            eta,
+        )
