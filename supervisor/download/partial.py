@@ -119,6 +119,11 @@ class PartFile:
         """Every block that is here, in the order of writing."""
         return tuple(self._blocks)
 
+    def prefix_end(self) -> int:
+        """How many bytes from the start are here without a hole."""
+        with self._lock:
+            return self.written.prefix_end
+
     def restart(self, identity: Identity, *, journal: bool = True) -> None:
         """Forget every byte and begin anew with ``identity``.
 

@@ -125,6 +125,17 @@ class SegmentMap:
         self.active.append(span)
         return span
 
+    def take_at(self, start: int, limit: int | None) -> Span:
+        """Hand out the missing bytes from ``start``, at most ``limit`` of them."""
+        for index, (begin, end) in enumerate(self.pending):
+            if begin == start:
+                cut = end if limit is None else min(end, start + limit)
+                self.pending[index : index + 1] = [(cut, end)] if cut < end else []
+                span = Span(start, cut)
+                self.active.append(span)
+                return span
+        raise ValueError(f"no missing bytes begin at {start}")
+
     def steal(self) -> Span | None:
         """Take half of what the slowest connection still has to fetch, when that is worth it."""
         victims = [span for span in self.active if span.left >= 2 * SMALLEST_STEAL_BYTES]

@@ -21,6 +21,7 @@ from supervisor.download.attempts import (
     place,
     resumable,
 )
+from supervisor.download.limits import RateLimiter
 from supervisor.download.meter import Meter
 from supervisor.download.partial import BusyError, PartFile
 from supervisor.download.request import (
@@ -63,6 +64,7 @@ class SimpleDownloader:
         backoff: Backoff | None = None,
         ca_file: Path | None = None,
         session: aiohttp.ClientSession | None = None,
+        limiter: RateLimiter | None = None,
     ) -> None:
         """``attempts`` counts failures in a row without a new byte; then ``fetch`` raises."""
         self._stall_timeout_s = stall_timeout_s
@@ -71,6 +73,7 @@ class SimpleDownloader:
         self._backoff = backoff or Backoff(initial_s=0.5, max_s=30.0)
         self._ca_file = ca_file
         self._session = session
+        self._limiter = limiter or RateLimiter(None)
         self._owns_session = session is None
 
     async def __aenter__(self) -> Self:
@@ -114,15 +117,15 @@ class SimpleDownloader:
         with disk_errors(destination):
             part = await open_part(destination, self._fsync, meter)
             try:
-                return await self._stream(part, resolved, meter)
-            except (ChecksumMismatchError, MalformedFileError):
+                return await self.stream(part, resolved, meter)
+            except (ChecksumMismatchError, MalformedFileError, RemoteChangedError):
                 await run_sync(part.discard)
                 raise
             finally:
                 with anyio.CancelScope(shield=True):
                     await run_sync(part.close)
 
-    async def _stream(self, part: PartFile, resolved: Resolved, meter: Meter) -> TransferResult:
+    async def stream(self, part: PartFile, resolved: Resolved, meter: Meter) -> TransferResult:
         assert self._session is not None, "use the downloader as a context manager"  # noqa: S101
         link, identity = Link.of(resolved), part.identity
         start = part.written.prefix_end if resumable(identity, resolved) else 0
@@ -150,11 +153,10 @@ class SimpleDownloader:
         if reply.start == 0 or known is None:
             await run_sync(part.restart, remote)
         elif known.size_bytes != remote.size_bytes or known.etag != remote.etag:
-            await run_sync(part.restart, remote)
             raise RemoteChangedError(f"Cannot resume {remote.origin}: the remote file changed")
         if reply.total is not None:
             await run_sync(check_room, part.destination, reply.total - reply.start)
-        writer = _Writer(part, reply.start, reply.total, meter)
+        writer = _Writer(part, reply.start, reply.total, meter, self._limiter)
         meter.begin(done=reply.start, total=reply.total)
         try:
             async for chunk in reply.response.content.iter_any():
@@ -162,7 +164,7 @@ class SimpleDownloader:
         finally:
             with anyio.CancelScope(shield=True):  # what has arrived is never fetched twice
                 await writer.flush()
-        if reply.length is not None and writer.position != reply.start + reply.length:
+        if reply.total is not None and writer.position != reply.total:
             raise TransientTransferError(f"Cannot download {remote.origin}: the answer was cut")
         return await finish(part, writer.position, resolved, meter)
 
@@ -170,7 +172,15 @@ class SimpleDownloader:
 class _Writer:
     """Gathers chunks into writes of at least 1 MiB."""
 
-    def __init__(self, part: PartFile, position: int, total: int | None, meter: Meter) -> None:
+    def __init__(
+        self,
+        part: PartFile,
+        position: int,
+        total: int | None,
+        meter: Meter,
+        limiter: RateLimiter,
+    ) -> None:
+        self._limiter = limiter
         self.position = position
         self._part = part
         self._total = total
@@ -184,6 +194,8 @@ class _Writer:
         self._meter.add(len(chunk))
         if len(self._buffer) >= WRITE_BYTES:
             await self.flush()
+        if (delay_s := self._limiter.charge(len(chunk))) > 0:
+            await anyio.sleep(delay_s)
 
     async def flush(self) -> None:
         data, self._buffer = bytes(self._buffer), bytearray()

@@ -133,6 +133,9 @@ async def open_range(
     }
     with network_errors(link.url):
         response, final = await _follow(session, link, headers, timeout_s, options)
+        if response.status == 416 and start == 0:  # an empty file has no first byte
+            response.release()
+            response, final = await _follow(session, link, {}, timeout_s, options)
         try:
             yield _read_headers(response, final, start)
         finally:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from supervisor.download.engine import SegmentedDownloader
 from supervisor.download.request import Downloader, DownloadRequest, TransferResult
 from supervisor.download.simple import SimpleDownloader
 from supervisor.errors import (
@@ -29,17 +30,26 @@ def _simple() -> SimpleDownloader:
     return SimpleDownloader(stall_timeout_s=0.5, attempts=8, backoff=QUICK)
 
 
-ENGINES: list[Callable[[], SimpleDownloader]] = [_simple]
+def _segmented() -> SegmentedDownloader:
+    return SegmentedDownloader(stall_timeout_s=0.5, attempts=8, backoff=QUICK)
+
+
+def _one_connection() -> SegmentedDownloader:
+    return SegmentedDownloader(connections=1, stall_timeout_s=0.5, attempts=8, backoff=QUICK)
+
+
+Engine = SimpleDownloader | SegmentedDownloader
+ENGINES: list[Callable[[], Engine]] = [_simple, _segmented, _one_connection]
 
 
 @pytest.fixture(params=ENGINES, ids=lambda make: make.__name__.strip("_"))
-def engine(request: pytest.FixtureRequest) -> SimpleDownloader:
-    made: SimpleDownloader = request.param()
+def engine(request: pytest.FixtureRequest) -> Engine:
+    made: Engine = request.param()
     return made
 
 
 async def pull(
-    engine: SimpleDownloader, request: DownloadRequest, resolver: Direct | None = None
+    engine: Engine, request: DownloadRequest, resolver: Direct | None = None
 ) -> TransferResult:
     async with engine:
         downloader: Downloader = engine
@@ -87,7 +97,7 @@ def whole(path: Path, origin: Origin) -> None:
     ],
 )
 async def test_ends_with_the_right_bytes(
-    tmp_path: Path, engine: SimpleDownloader, behave: Callable[[Ask], Fault]
+    tmp_path: Path, engine: Engine, behave: Callable[[Ask], Fault]
 ) -> None:
     async with serve(DATA, behave) as origin:
         result = await pull(engine, wanted(tmp_path, origin.url, sha256=origin.sha256))
@@ -107,7 +117,7 @@ async def test_ends_with_the_right_bytes(
     ],
 )
 async def test_permanent_answers_fail_at_once(
-    tmp_path: Path, engine: SimpleDownloader, status: int, error: type[Exception]
+    tmp_path: Path, engine: Engine, status: int, error: type[Exception]
 ) -> None:
     async with serve(DATA, lambda _: Fault(status=status)) as origin:
         with pytest.raises(error):
@@ -117,7 +127,7 @@ async def test_permanent_answers_fail_at_once(
 
 
 async def test_a_server_that_never_recovers_is_given_back_as_transient(
-    tmp_path: Path, engine: SimpleDownloader
+    tmp_path: Path, engine: Engine
 ) -> None:
     async with serve(DATA, lambda _: Fault(status=503)) as origin:
         with pytest.raises(TransientTransferError, match="503"):
@@ -125,9 +135,7 @@ async def test_a_server_that_never_recovers_is_given_back_as_transient(
 
 
 @pytest.mark.parametrize("body", [b"<!DOCTYPE html><html>login</html>", b"\n  <HTML><head>"])
-async def test_a_web_page_is_never_stored(
-    tmp_path: Path, engine: SimpleDownloader, body: bytes
-) -> None:
+async def test_a_web_page_is_never_stored(tmp_path: Path, engine: Engine, body: bytes) -> None:
     async with serve(DATA, lambda _: Fault(body=body)) as origin:
         with pytest.raises(PermanentTransferError, match="web page"):
             await pull(engine, wanted(tmp_path, origin.url))
@@ -135,7 +143,7 @@ async def test_a_web_page_is_never_stored(
 
 
 async def test_a_truncated_safetensors_is_told_within_its_first_bytes(
-    tmp_path: Path, engine: SimpleDownloader
+    tmp_path: Path, engine: Engine
 ) -> None:
     data = safetensors(DATA)[:-100]
     async with serve(data) as origin:
@@ -144,9 +152,7 @@ async def test_a_truncated_safetensors_is_told_within_its_first_bytes(
         only(tmp_path)
 
 
-async def test_a_wrong_hash_is_tried_twice_and_shows_both(
-    tmp_path: Path, engine: SimpleDownloader
-) -> None:
+async def test_a_wrong_hash_is_tried_twice_and_shows_both(tmp_path: Path, engine: Engine) -> None:
     async with serve(DATA) as origin:
         with pytest.raises(ChecksumMismatchError) as caught:
             await pull(engine, wanted(tmp_path, origin.url, sha256="0" * 64))
@@ -155,25 +161,21 @@ async def test_a_wrong_hash_is_tried_twice_and_shows_both(
         only(tmp_path)
 
 
-async def test_a_bad_copy_is_replaced_from_the_mirror(
-    tmp_path: Path, engine: SimpleDownloader
-) -> None:
+async def test_a_bad_copy_is_replaced_from_the_mirror(tmp_path: Path, engine: Engine) -> None:
     async with serve(DATA, lambda _: Fault(flip_at=7)) as bad, serve(DATA) as good:
         request = wanted(tmp_path, bad.url, sha256=good.sha256, mirrors=(good.url,))
         await pull(engine, request)
         whole(tmp_path / "model.bin", good)
 
 
-async def test_a_missing_file_comes_from_the_mirror(
-    tmp_path: Path, engine: SimpleDownloader
-) -> None:
+async def test_a_missing_file_comes_from_the_mirror(tmp_path: Path, engine: Engine) -> None:
     async with serve(DATA, lambda _: Fault(status=404)) as bad, serve(DATA) as good:
         await pull(engine, wanted(tmp_path, bad.url, mirrors=(good.url,)))
         whole(tmp_path / "model.bin", good)
 
 
 async def test_another_size_than_announced_is_refused_before_the_bytes(
-    tmp_path: Path, engine: SimpleDownloader
+    tmp_path: Path, engine: Engine
 ) -> None:
     async with serve(DATA) as origin:
         with pytest.raises(ChecksumMismatchError, match="announced were"):
@@ -181,9 +183,7 @@ async def test_another_size_than_announced_is_refused_before_the_bytes(
         only(tmp_path)
 
 
-async def test_a_file_that_changes_midway_is_never_mixed(
-    tmp_path: Path, engine: SimpleDownloader
-) -> None:
+async def test_a_file_that_changes_midway_is_never_mixed(tmp_path: Path, engine: Engine) -> None:
     newer = random_bytes(len(DATA), seed=2)
 
     def behave(ask: Ask) -> Fault:
@@ -197,7 +197,7 @@ async def test_a_file_that_changes_midway_is_never_mixed(
         only(tmp_path, "model.bin")
 
 
-async def test_a_token_never_reaches_another_host(tmp_path: Path, engine: SimpleDownloader) -> None:
+async def test_a_token_never_reaches_another_host(tmp_path: Path, engine: Engine) -> None:
     async with serve(DATA) as storage:
         moved = Fault(status=302, headers=(("Location", storage.url + "?signed=1"),))
         async with serve(DATA, lambda _: moved) as hub:
@@ -210,7 +210,7 @@ async def test_a_token_never_reaches_another_host(tmp_path: Path, engine: Simple
         whole(tmp_path / "model.bin", storage)
 
 
-async def test_redirect_loops_end(tmp_path: Path, engine: SimpleDownloader) -> None:
+async def test_redirect_loops_end(tmp_path: Path, engine: Engine) -> None:
     async with serve(DATA) as origin:
         origin.behave = lambda _: Fault(status=302, headers=(("Location", origin.url),))
         with pytest.raises(PermanentTransferError, match="redirects never end"):
@@ -218,7 +218,7 @@ async def test_redirect_loops_end(tmp_path: Path, engine: SimpleDownloader) -> N
 
 
 async def test_an_expired_address_is_resolved_again_and_goes_on(
-    tmp_path: Path, engine: SimpleDownloader
+    tmp_path: Path, engine: Engine
 ) -> None:
     def storage(ask: Ask) -> Fault:
         # Each signature is good for two requests, and each answer is cut.
@@ -242,9 +242,9 @@ async def test_a_whole_file_is_left_alone_and_a_truncated_one_replaced(tmp_path:
     async with serve(DATA) as origin:
         request = wanted(tmp_path, origin.url, sha256=origin.sha256, size_bytes=len(DATA))
         path.write_bytes(DATA[:-1])
-        assert (await pull(_simple(), request)).bytes_fetched == len(DATA)
+        assert (await pull(_segmented(), request)).bytes_fetched == len(DATA)
         whole(path, origin)
-        assert (await pull(_simple(), request)).bytes_fetched == 0
+        assert (await pull(_segmented(), request)).bytes_fetched == 0
         path.write_bytes(DATA[:-1] + b"x")
-        assert (await pull(_simple(), request)).bytes_fetched == len(DATA)
+        assert (await pull(_segmented(), request)).bytes_fetched == len(DATA)
         whole(path, origin)

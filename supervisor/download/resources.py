@@ -1,0 +1,52 @@
+"""What all transfers of one engine share."""
+
+from __future__ import annotations
+
+from concurrent.futures import Executor
+from dataclasses import dataclass, field
+
+import aiohttp
+
+from supervisor.core.retry import Backoff
+from supervisor.download.intake import Intake
+from supervisor.download.limits import BufferPool, HostGate, RateLimiter
+from supervisor.download.meter import Meter
+from supervisor.download.partial import PartFile
+from supervisor.download.request import DownloadRequest
+from supervisor.download.segments import SMALLEST_PIECE_BYTES
+
+
+@dataclass(slots=True)
+class Resources:
+    """Session, threads and limits; ``attempts`` are failures in a row without a new byte."""
+
+    session: aiohttp.ClientSession
+    threads: Executor
+    hashers: Executor
+    gate: HostGate
+    limiter: RateLimiter
+    pool: BufferPool
+    backoff: Backoff
+    connections: int
+    stall_timeout_s: float
+    fsync: bool
+    drop_cache: bool
+    attempts: int
+    urgent: set[str] = field(default_factory=set)
+
+    def priority(self, request: DownloadRequest, *, first: bool) -> int:
+        """Who gets a connection: urgent files, required ones, then one for every file."""
+        if request.name in self.urgent:
+            return 0
+        return (1 if request.required else 3) + (0 if first else 1)
+
+    def intake(self, part: PartFile, meter: Meter, size_bytes: int) -> Intake:
+        """The way to the disk for one file."""
+        return Intake(
+            part,
+            durable=self.fsync and size_bytes > SMALLEST_PIECE_BYTES,
+            threads=self.threads,
+            pool=self.pool,
+            limiter=self.limiter,
+            meter=meter,
+        )

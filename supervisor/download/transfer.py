@@ -1,0 +1,398 @@
+"""One file over many connections: growth, stealing, stalls, and the hash that follows."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Coroutine
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from statistics import median
+from typing import Any
+from urllib.parse import urlsplit
+
+import anyio
+from anyio.abc import TaskGroup
+
+from supervisor.download.attempts import Sources, check_size, identify, resumable
+from supervisor.download.intake import Intake, in_thread
+from supervisor.download.meter import Meter
+from supervisor.download.partial import PartFile
+from supervisor.download.receive import Receiver, can_take_over
+from supervisor.download.request import DownloadRequest, Resolved
+from supervisor.download.resources import Resources
+from supervisor.download.segments import SMALLEST_PIECE_BYTES, SegmentMap, Span, piece_bytes
+from supervisor.download.storage import check_room, disk_errors
+from supervisor.download.transport import (
+    Link,
+    LinkExpiredError,
+    NoRangeError,
+    RemoteChangedError,
+    Reply,
+    open_range,
+    show_url,
+    validator,
+)
+from supervisor.download.verify import check_hash, check_start, hash_range
+from supervisor.errors import ChecksumMismatchError, TransientTransferError
+
+MIB = 1024 * 1024
+FIRST_CONNECTIONS = 4
+TICK_S = 0.1
+GROWTH_INTERVAL_S = 0.25
+GROWTH_FACTOR = 1.1  # more connections must bring so much, or their number stays
+GROWTH_PAUSE_S = 5.0
+SLOW_SHARE = 0.1  # of the median of its siblings: such a connection is replaced
+SLOW_AFTER_S = 5.0
+HASH_STEP_BYTES = 4 * MIB
+HASH_MOST_BYTES = 32 * MIB
+EARLY_BYTES = MIB  # what aiohttp may hold before a receiver takes the connection over
+
+
+@dataclass(slots=True)
+class Growth:
+    """How many connections; grows while that helps. Pure but for the times it is given."""
+
+    most: int
+    target: int
+    best: float = 0.0
+    at_s: float = 0.0
+    fetched: int = 0
+
+    def step(self, now_s: float, fetched: int, *, saturated: bool) -> None:
+        """Look at the throughput since the last step."""
+        elapsed_s = now_s - self.at_s
+        if elapsed_s < GROWTH_INTERVAL_S or not saturated:
+            return
+        rate = (fetched - self.fetched) / elapsed_s
+        self.at_s, self.fetched = now_s, fetched
+        if rate > self.best * GROWTH_FACTOR:
+            self.best = rate
+            self.target = min(self.most, self.target * 2)
+        elif elapsed_s < GROWTH_PAUSE_S:
+            self.best *= 0.98  # forget slowly: a network may become faster later
+
+    def shrink(self, now_s: float) -> None:
+        """The host is overloaded."""
+        self.target, self.at_s = max(1, self.target // 2), now_s + GROWTH_PAUSE_S
+
+
+class Transfer:
+    """Brings the missing bytes of one open part file, and verifies them on the way."""
+
+    def __init__(
+        self,
+        request: DownloadRequest,
+        resolved: Resolved,
+        sources: Sources,
+        *,
+        part: PartFile,
+        meter: Meter,
+        resources: Resources,
+    ) -> None:
+        self._request = request
+        self._resolved = resolved
+        self._sources = sources
+        self._part = part
+        self._meter = meter
+        self._resources = resources
+        self._link = Link.of(resolved)
+        self._relinking = anyio.Lock()
+        self._refused_at = -1  # bytes fetched when an address was refused last
+        self._failures = 0
+        self._failed_at = 0
+        self._workers = 0
+        self._size = 0
+        self._segments = SegmentMap(0)
+        self._growth = Growth(resources.connections, FIRST_CONNECTIONS)
+        self._error: Exception | None = None
+        self._digest = hashlib.sha256() if resolved.sha256 else None
+
+    async def open(self, stack: AsyncExitStack) -> tuple[Reply, Span | None]:
+        """Ask for the first missing piece; the answer tells everything about the file.
+
+        Without a span the answer must be read to its end by the simple way.
+        """
+        part = self._part
+        if part.identity is not None and not resumable(part.identity, self._resolved):
+            part.identity = None
+        start, end = 0, SMALLEST_PIECE_BYTES
+        size = part.identity.size_bytes if part.identity is not None else None
+        if size:
+            gap = next(part.written.gaps(size), None)
+            if gap is not None:
+                start = gap[0]
+                end = min(gap[1], start + piece_bytes(size - part.written.total, 4))
+        reply = await self._ask(stack, start, end)
+        if not reply.ranged or reply.total is None or not can_take_over(reply.response):
+            return reply, None
+        remote = identify(reply, self._resolved)
+        check_size(remote.size_bytes, self._resolved, reply.link.url)
+        known = part.identity
+        if known is None:
+            if reply.start != 0:
+                raise RemoteChangedError(f"Cannot resume {remote.origin}: its size is unknown")
+            journal = reply.total > SMALLEST_PIECE_BYTES
+            await in_thread(self._resources.threads, lambda: part.restart(remote, journal=journal))
+        self._size = reply.total
+        self._check(reply, start)
+        self._link = reply.link
+        self._segments = SegmentMap.of(self._size, part.written)
+        return reply, self._segments.take_at(start, reply.length)
+
+    async def run(self, stack: AsyncExitStack, reply: Reply, span: Span) -> None:
+        """Fetch everything, hash included; ``stack`` holds the first answer.
+
+        Raises:
+            TransferError: by class; the part file keeps what has arrived.
+        """
+        await in_thread(self._resources.threads, self._reserve)
+        self._meter.begin(done=self._part.written.total, total=self._size)
+        intake = self._resources.intake(self._part, self._meter, self._size)
+        self._growth.at_s, self._growth.fetched = anyio.current_time(), self._meter.fetched
+        try:
+            async with anyio.create_task_group() as group:
+                group.start_soon(self._follow, intake, group)
+                group.start_soon(self._watch, intake, group)
+                group.start_soon(self._work, intake, group, (stack, reply, span))
+        finally:
+            with anyio.CancelScope(shield=True):
+                await stack.aclose()
+            await intake.drain()
+        self._raise(intake)
+
+    async def verify(self) -> str | None:
+        """Compare the hash of a complete file; locate what the disk has damaged.
+
+        Raises:
+            TransientTransferError: some blocks are to be fetched again.
+            ChecksumMismatchError: the server's bytes are not the announced ones.
+        """
+        expected, digest = self._resolved.sha256, self._digest
+        if expected is None or digest is None:
+            return None
+        try:
+            check_hash(self._request.name, expected=expected, actual=digest.hexdigest())
+        except ChecksumMismatchError:
+            damaged = await in_thread(self._resources.threads, self._part.damaged)
+            if not damaged:
+                raise
+            await in_thread(self._resources.threads, lambda: self._part.forget(damaged))
+            raise TransientTransferError(
+                f"Cannot use {self._request.name}: the disk changed {len(damaged)} blocks"
+            ) from None
+        return expected
+
+    async def follow_to_end(self) -> None:
+        """Check and hash a part file that was complete from the start."""
+        self._size = self._part.written.prefix_end
+        await self._advance(0, self._size, checked=False)
+
+    def _reserve(self) -> None:
+        check_room(self._part.destination, self._size - self._part.written.total)
+        if self._size > SMALLEST_PIECE_BYTES:
+            self._part.allocate(self._size)
+
+    async def _ask(self, stack: AsyncExitStack, start: int, end: int) -> Reply:
+        resources, identity, link = self._resources, self._part.identity, self._link
+        if_range = validator(identity.etag, identity.modified) if identity else None
+        priority = resources.priority(self._request, first=self._workers <= 1)
+        host = urlsplit(link.url).netloc.rpartition("@")[2]
+        await stack.enter_async_context(resources.gate.slot(host, priority))
+        return await stack.enter_async_context(
+            open_range(
+                resources.session,
+                link,
+                start=start,
+                end=end,
+                if_range=if_range,
+                timeout_s=resources.stall_timeout_s,
+                sock_read_s=resources.stall_timeout_s,
+                buffer_bytes=EARLY_BYTES,
+            )
+        )
+
+    def _check(self, reply: Reply, start: int) -> None:
+        known, where = self._part.identity, show_url(reply.link.url)
+        if not reply.ranged:
+            raise RemoteChangedError(f"Cannot resume {where}: the remote file changed")
+        if not can_take_over(reply.response) or reply.start != start:
+            raise NoRangeError(f"Cannot resume {where}: the server changed its manner")
+        same_place = known is not None and known.origin == show_url(self._resolved.url)
+        if reply.total != self._size or (
+            known is not None
+            and (known.size_bytes != reply.total or (same_place and known.etag != reply.etag))
+        ):
+            raise RemoteChangedError(f"Cannot resume {where}: the remote file changed")
+
+    async def _work(
+        self,
+        intake: Intake,
+        group: TaskGroup,
+        first: tuple[AsyncExitStack, Reply, Span] | None = None,
+    ) -> None:
+        self._workers += 1
+        try:
+            if first is not None:
+                stack, reply, span = first
+                await self._guard(group, self._receive(intake, stack, reply, span))
+            while self._workers <= self._growth.target and self._error is None:
+                new = self._segments.take(self._growth.target) or self._segments.steal()
+                if new is None:
+                    return
+                await self._guard(group, self._fetch(intake, new))
+        finally:
+            self._workers -= 1
+
+    async def _fetch(self, intake: Intake, span: Span) -> None:
+        async with AsyncExitStack() as stack:
+            try:
+                reply = await self._ask(stack, span.position, span.end)
+                self._check(reply, span.position)
+            except BaseException:
+                self._segments.release(span)
+                raise
+            await self._receive(intake, stack, reply, span)
+
+    async def _receive(
+        self, intake: Intake, stack: AsyncExitStack, reply: Reply, span: Span
+    ) -> None:
+        try:
+            receiver = Receiver(span, intake, show_url(reply.link.url))
+            await receiver.run(reply.response, reply.length or 0)
+        finally:
+            self._segments.release(span)
+            with anyio.CancelScope(shield=True):
+                await stack.aclose()
+
+    async def _guard(self, group: TaskGroup, work: Coroutine[Any, Any, None]) -> None:
+        """Run one request; decide about its failure."""
+        link = self._link
+        try:
+            await work
+        except LinkExpiredError as exc:
+            await self._relink(group, link, exc)
+        except (RemoteChangedError, NoRangeError) as exc:
+            self._fail(group, exc)
+        except TransientTransferError as exc:
+            await self._pause(group, exc)
+        except Exception as exc:  # noqa: BLE001  (raised again by ``run``)
+            self._fail(group, exc)
+
+    async def _relink(self, group: TaskGroup, link: Link, exc: LinkExpiredError) -> None:
+        async with self._relinking:
+            if self._link is not link:
+                return  # another connection has done it
+            if self._refused_at == self._meter.fetched:
+                self._fail(group, exc)  # not one byte with the new address either
+                return
+            self._refused_at = self._meter.fetched
+            try:
+                self._link = Link.of(await self._sources.resolve())
+            except Exception as error:  # noqa: BLE001  (raised again by ``run``)
+                self._fail(group, error)
+
+    async def _pause(self, group: TaskGroup, exc: TransientTransferError) -> None:
+        moved = self._meter.fetched > self._failed_at
+        self._failures = 1 if moved else self._failures + 1
+        self._failed_at = self._meter.fetched
+        if self._failures >= self._resources.attempts:
+            self._fail(group, exc)
+            return
+        if exc.retry_after_s is not None:
+            self._growth.shrink(anyio.current_time())
+        delay_s = self._resources.backoff.delay_s(self._failures - 1)
+        await anyio.sleep((exc.retry_after_s or 0.0) + delay_s)
+
+    def _fail(self, group: TaskGroup, exc: Exception) -> None:
+        if self._error is None:
+            self._error = exc
+        group.cancel_scope.cancel()
+
+    def _raise(self, intake: Intake) -> None:
+        if intake.error is not None:
+            with disk_errors(self._part.destination):
+                raise intake.error
+        if self._error is not None:
+            raise self._error
+
+    async def _watch(self, intake: Intake, group: TaskGroup) -> None:
+        last_s = anyio.current_time()
+        while not self._segments.finished:
+            self._grow(intake, group)
+            await anyio.sleep(TICK_S)
+            now_s = anyio.current_time()
+            for receiver in list(intake.receivers):
+                self._judge(receiver, now_s, now_s - last_s, intake)
+            last_s = now_s
+            intake.tick()
+            self._meter.tick()
+            if intake.error is not None:
+                group.cancel_scope.cancel()
+        # Idle workers have ended by themselves; the last writes end in ``drain``.
+
+    def _grow(self, intake: Intake, group: TaskGroup) -> None:
+        growth, segments = self._growth, self._segments
+        saturated = len(intake.receivers) >= growth.target
+        growth.step(anyio.current_time(), self._meter.fetched, saturated=saturated)
+        useful = min(growth.target, 1 + segments.left // (2 * MIB))
+        if segments.pending or len(segments.active) < useful:
+            for _ in range(useful - self._workers):
+                group.start_soon(self._work, intake, group)
+
+    def _judge(self, receiver: Receiver, now_s: float, elapsed_s: float, intake: Intake) -> None:
+        span = receiver.span
+        rate = (span.position - receiver.bytes_at_tick) / max(elapsed_s, 0.001)
+        receiver.bytes_at_tick = span.position
+        span.rate_bytes_per_s += 0.2 * (rate - span.rate_bytes_per_s)
+        if receiver.held:
+            receiver.slow_since_s = now_s
+            return
+        if now_s - receiver.last_byte_s > self._resources.stall_timeout_s:
+            receiver.abort("it stalled")
+            return
+        siblings = [other.span.rate_bytes_per_s for other in intake.receivers]
+        crawls = len(siblings) > 2 and span.rate_bytes_per_s < SLOW_SHARE * median(siblings)
+        if not crawls:
+            receiver.slow_since_s = now_s
+        elif now_s - receiver.slow_since_s > SLOW_AFTER_S:
+            receiver.abort("far slower than its siblings")
+
+    async def _follow(self, intake: Intake, group: TaskGroup) -> None:
+        """Check the first bytes and hash the contiguous prefix as it grows."""
+        position, checked = 0, False
+        try:
+            while position < self._size and intake.error is None:
+                moved = intake.moved
+                end = self._part.prefix_end()
+                if end - position >= HASH_STEP_BYTES or (end == self._size and end > position):
+                    checked = await self._advance(
+                        position, min(end, position + HASH_MOST_BYTES), checked=checked
+                    )
+                    position = min(end, position + HASH_MOST_BYTES)
+                elif not checked and end > 0 and intake.receivers:
+                    checked = await self._advance(0, 0, checked=False, available=end)
+                    with anyio.move_on_after(TICK_S):
+                        await moved.wait()
+                else:
+                    await moved.wait()
+        except Exception as exc:  # noqa: BLE001  (raised again by ``run``)
+            self._fail(group, exc)
+        if intake.error is not None:
+            group.cancel_scope.cancel()
+
+    async def _advance(
+        self, start: int, end: int, *, checked: bool, available: int | None = None
+    ) -> bool:
+        fd, name, digest = self._part.fd, self._part.destination.name, self._digest
+
+        def work() -> bool:
+            done = checked or check_start(fd, self._size, name, available or end)
+            if digest is not None:
+                hash_range(fd, digest, start, end)
+            if self._resources.drop_cache and end > start:
+                os.posix_fadvise(fd, start, end - start, os.POSIX_FADV_DONTNEED)
+            return done
+
+        with disk_errors(self._part.destination):
+            return await in_thread(self._resources.hashers, work)
