@@ -39,9 +39,13 @@ class Paint:
 
 
 def render_status(status: Mapping[str, Any], paint: Paint, width: int) -> str:
-    """Render ``status --json``'s document in at most ``width`` columns."""
+    """Render ``status --json``'s document in at most ``width`` columns.
+
+    Only the addresses of ``access`` may be longer: half a token opens nothing.
+    """
+    pod = [fit(line, width) for line in _pod(status, paint)]
+    pod += _access(status, paint)
     blocks = (
-        _pod(status, paint),
         render_gpu(status, paint),
         _services(status, paint, width),
         _downloads(status, paint),
@@ -50,7 +54,7 @@ def render_status(status: Mapping[str, Any], paint: Paint, width: int) -> str:
         _concerns(status, paint),
     )
     lines = [line for block in blocks for line in block]
-    return "\n".join(fit(line, width) for line in lines)
+    return "\n".join((*pod, *(fit(line, width) for line in lines)))
 
 
 def clean(text: object) -> str:
@@ -131,17 +135,11 @@ def _pod(status: Mapping[str, Any], paint: Paint) -> Iterator[str]:
     missing = [clean(name) for name in status.get("missing") or ()]
     if missing:
         yield _under(f"waits for {', '.join(missing)}")
-    health = status.get("health") or {}
-    if health.get("port"):
-        yield _line(paint, "page", clean(_page(health)))
 
 
-def _page(health: Mapping[str, Any]) -> str:
-    host = health.get("host") or "127.0.0.1"
-    if host in ("0.0.0.0", "::"):  # noqa: S104 - shown as an address to open
-        host = "127.0.0.1"
-    token = f"?token={health['token']}" if health.get("token") else ""
-    return str(health.get("url") or f"http://{host}:{health['port']}/{token}")
+def _access(status: Mapping[str, Any], paint: Paint) -> Iterator[str]:
+    for name, address in (status.get("access") or {}).items():
+        yield _line(paint, clean(name), clean(address))
 
 
 def render_gpu(status: Mapping[str, Any], paint: Paint) -> Iterator[str]:

@@ -30,7 +30,7 @@ FULL = Snapshot(
     phase=Phase.DEGRADED,
     version="1.2.3",
     config_file="/etc/supervisor/supervisor.toml",
-    health={"host": "0.0.0.0", "port": 8000, "token": "tok"},
+    health={"host": "0.0.0.0", "port": 8000},
     gpu=GpuStatus(
         devices=(
             GpuDeviceStatus(
@@ -91,7 +91,7 @@ def test_everything_that_matters_is_there() -> None:
     screen = render(FULL)
     for text in (
         "degraded", "1.2.3", "/etc/supervisor/supervisor.toml", "waits for comfyui",
-        "http://127.0.0.1:8000/?token=tok", "NVIDIA L4", "1.0 GiB of 24.0 GiB", "50 %", "61 °C",
+        "NVIDIA L4", "1.0 GiB of 24.0 GiB", "50 %", "61 °C",
         "tier prosumer", "mode full", "nvenc h264", "VRAM ladder step 1", "out of memory twice",
         "! comfyui", "backoff", "3 restarts", "waits 4 s", "ended by exit 1: port taken",
         "hint: set comfyui.port", "pid 77", "http://127.0.0.1:8888",
@@ -103,6 +103,12 @@ def test_everything_that_matters_is_there() -> None:
     ):  # fmt: skip
         assert text in screen
     assert "av1" not in screen
+
+
+def test_addresses_with_tokens_are_shown_whole() -> None:
+    page = f"https://pod-8000.proxy.runpod.net/?token={'t' * 40}"
+    status = {**FULL.to_json(), "access": {"page": page}}
+    assert f"page       {page}" in render_status(status, PLAIN, 40).splitlines()
 
 
 def test_an_empty_snapshot_renders() -> None:
