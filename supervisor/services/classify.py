@@ -81,32 +81,27 @@ class Classification:
     drop_flags: tuple[str, ...] = ()
 
 
-_UNKNOWN_FLAG = re.compile(r"error: unrecognized arguments: (?P<flags>.+)")
-_USAGE = re.compile(r"^\S+: error: (?P<message>.+)", re.MULTILINE)
-_ASSETS = re.compile(r"ASSETS_STARTUP_FAILED:? ?(?P<code>[a-z_]+)")
-_PORT = re.compile(
-    r"Port (?P<port>\d+) is already in use|address already in use|EADDRINUSE|\[Errno 98\]",
-    re.IGNORECASE,
+# Strings, which ``re`` compiles at the first use: that costs 3 ms, and not at boot.
+_UNKNOWN_FLAG = r"error: unrecognized arguments: (?P<flags>.+)"
+_USAGE = r"(?m)^\S+: error: (?P<message>.+)"
+_ASSETS = r"ASSETS_STARTUP_FAILED:? ?(?P<code>[a-z_]+)"
+_PORT = r"(?i)Port \d+ is already in use|address already in use|EADDRINUSE|\[Errno 98\]"
+_CUDA_OOM = (
+    r"CUDA out of memory|OutOfMemoryError: (?:CUDA|Allocation on device)"
+    r"|CUDA error: out of memory|torch\.OutOfMemoryError|CUBLAS_STATUS_ALLOC_FAILED"
+    r"|Allocation on device"
 )
-_CUDA_OOM = re.compile(
-    r"CUDA out of memory|OutOfMemoryError: (?:CUDA|Allocation on device)|CUDA error: out of memory"
-    r"|torch\.OutOfMemoryError|CUBLAS_STATUS_ALLOC_FAILED|Allocation on device",
-)
-_CUDA_ERROR = re.compile(
+_CUDA_ERROR = (
     r"CUDA error: (?P<cuda>[^\n]+)|CUDNN_STATUS_\w+|CUBLAS_STATUS_\w+|cudaErrorUnknown"
     r"|NVIDIA driver on your system is too old|no kernel image is available|Xid \d+"
-    r"|Torch not compiled with CUDA enabled|No CUDA GPUs are available",
+    r"|Torch not compiled with CUDA enabled|No CUDA GPUs are available"
 )
-_DATABASE = re.compile(
-    r"database is locked|Could not acquire lock on database|comfyui\.db.*lock",
-    re.IGNORECASE,
-)
-_DISK = re.compile(r"No space left on device|\[Errno 28\]|Disk quota exceeded")
-_MODULE = re.compile(r"(?:ModuleNotFoundError|ImportError): (?P<what>[^\n]+)")
-_MEMORY = re.compile(
-    r"^MemoryError|DefaultCPUAllocator: can't allocate memory|std::bad_alloc"
-    r"|Cannot allocate memory",
-    re.MULTILINE,
+_DATABASE = r"(?i)database is locked|Could not acquire lock on database|comfyui\.db.*lock"
+_DISK = r"No space left on device|\[Errno 28\]|Disk quota exceeded"
+_MODULE = r"(?:ModuleNotFoundError|ImportError): (?P<what>[^\n]+)"
+_MEMORY = (
+    r"(?m)^MemoryError|DefaultCPUAllocator: can't allocate memory|std::bad_alloc"
+    r"|Cannot allocate memory"
 )
 
 _ASSET_HINTS = {
@@ -190,9 +185,9 @@ def _by_signal(facts: ExitFacts, text: str, name: str | None = None) -> Classifi
 
 
 def _usage(facts: ExitFacts, text: str) -> Classification | None:
-    match = _UNKNOWN_FLAG.search(text)
+    match = re.search(_UNKNOWN_FLAG, text)
     if match is None:
-        usage = _USAGE.search(text)
+        usage = re.search(_USAGE, text)
         if usage is None:
             return None
         return Classification(
@@ -222,7 +217,7 @@ def _where(kind: ServiceKind) -> str:
 
 
 def _by_text(facts: ExitFacts, text: str) -> Classification | None:
-    if facts.kind is ServiceKind.COMFYUI and (match := _ASSETS.search(text)) is not None:
+    if facts.kind is ServiceKind.COMFYUI and (match := re.search(_ASSETS, text)) is not None:
         code = match["code"]
         locked = code in ("in_use", "locked")
         return Classification(
@@ -230,23 +225,23 @@ def _by_text(facts: ExitFacts, text: str) -> Classification | None:
             f"its asset database cannot be used: {code}",
             _ASSET_HINTS.get(code, "see its log"),
         )
-    if _PORT.search(text):
+    if re.search(_PORT, text):
         return _port_taken(facts)
     if (told := _cuda(text)) is not None:
         return told
-    if _DATABASE.search(text):
+    if re.search(_DATABASE, text):
         return Classification(
             ExitReason.DATABASE_LOCKED, "its database is locked", _ASSET_HINTS["locked"]
         )
-    if _DISK.search(text):
+    if re.search(_DISK, text):
         return Classification(
             ExitReason.DISK_FULL, "the disk is full", "free space, or use a larger volume"
         )
-    if _MEMORY.search(text):
+    if re.search(_MEMORY, text):
         return Classification(
             ExitReason.MEMORY, "out of memory (RAM)", "use a pod with more RAM or smaller models"
         )
-    if (missing := _MODULE.findall(text)) and facts.code == 1:
+    if (missing := re.findall(_MODULE, text)) and facts.code == 1:
         return Classification(
             ExitReason.MISSING_MODULE,
             f"a Python module is missing: {missing[-1]}",
@@ -256,13 +251,13 @@ def _by_text(facts: ExitFacts, text: str) -> Classification | None:
 
 
 def _cuda(text: str) -> Classification | None:
-    if _CUDA_OOM.search(text):
+    if re.search(_CUDA_OOM, text):
         return Classification(
             ExitReason.CUDA_OOM,
             "the GPU's memory is used up (CUDA out of memory)",
             "lower GPU_MEMORY_MODE, or use smaller models, batches or resolutions",
         )
-    if (match := _CUDA_ERROR.search(text)) is not None:
+    if (match := re.search(_CUDA_ERROR, text)) is not None:
         return Classification(
             ExitReason.CUDA_ERROR,
             f"CUDA failed: {(match['cuda'] or match[0]).strip()}",
