@@ -22,6 +22,11 @@ def failed(after: Sequence[Dependency], snapshot: Snapshot) -> list[str]:
     return [s.name for s in services if s and s.state is ServiceState.FAILED]
 
 
+def differ(after: Sequence[Dependency], before: list[str], snapshot: Snapshot) -> bool:
+    """Whether one that found ``before`` missing has something new to look at."""
+    return missing(after, snapshot) != before or bool(failed(after, snapshot))
+
+
 def satisfied(status: ServiceStatus | None, condition: DependencyCondition) -> bool:
     """Whether a service has reached ``condition``; one that has done its work has."""
     if status is None:

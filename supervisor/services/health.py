@@ -218,7 +218,7 @@ class LivenessWatch:
 
     def _note_progress(self, result: ProbeResult) -> None:
         now_s = anyio.current_time()
-        queue = _queue_length(result) if result.ok else self._queue
+        queue = queue_length(result) if result.ok else self._queue
         if queue != self._queue or queue == 0:
             self._progress_s = now_s
         self._queue = queue
@@ -243,7 +243,7 @@ class LivenessWatch:
         return (used_s - before[1]) / (now_s - before[0])
 
 
-def _queue_length(result: ProbeResult) -> int:
+def queue_length(result: ProbeResult) -> int:
     """Read ``GET /prompt`` of ComfyUI; other bodies have no queue."""
     with suppress(ValueError, KeyError, TypeError):
         return int(json.loads(result.body)["exec_info"]["queue_remaining"])

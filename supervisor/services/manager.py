@@ -152,14 +152,16 @@ class ServiceManager:
     async def restart(self, name: str, *, now: bool = False) -> None:
         """Stop and start a service; returns when the new process runs, or waits, or cannot.
 
-        ``now`` skips the graces of the stop.
+        A ComfyUI with jobs in its queue is restarted when they are done, unless ``now``.
 
         Raises:
             ControlError: there is no such service.
         """
         runner = self._runner(name)
+        if not now:
+            await runner.drain()
         generation = runner.status.generation
-        runner.ask(Wanted.AGAIN, stop_by_s=anyio.current_time() if now else None)
+        runner.ask(Wanted.AGAIN)
 
         def settled() -> bool:
             status = runner.status

@@ -145,7 +145,9 @@ class ChildProcess:
             if self._pidfd >= 0:
                 await _wait_readable(self._pidfd)
             else:
-                await anyio.to_thread.run_sync(self._popen.wait, abandon_on_cancel=True)
+                await anyio.to_thread.run_sync(
+                    self._popen.wait, abandon_on_cancel=True, limiter=anyio.CapacityLimiter(1)
+                )
         return ended
 
     def send(self, number: int, *, group: bool = True) -> None:

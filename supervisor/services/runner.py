@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import signal
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -19,7 +19,7 @@ from supervisor.services import dependencies
 from supervisor.services.board import Board
 from supervisor.services.classify import Classification, ExitReason
 from supervisor.services.course import KILL_WAIT_S, Course, without_flags
-from supervisor.services.health import LivenessWatch, become_ready, watch_watchdog
+from supervisor.services.health import LivenessWatch, become_ready, queue_length, watch_watchdog
 from supervisor.services.life import Life
 from supervisor.services.machine import (
     RESTING,
@@ -32,7 +32,7 @@ from supervisor.services.machine import (
     on_exit,
 )
 from supervisor.services.process import Exit
-from supervisor.services.spec import Dependency, ServiceSpec
+from supervisor.services.spec import ServiceKind, ServiceSpec
 
 _RELEASE_WAIT_S = 10.0
 _SAFE_MODE_FLAG = "--disable-all-custom-nodes"
@@ -126,6 +126,17 @@ class ServiceRunner:
         self.spec = spec
         self._board.publish(required=spec.required, url=spec.url)
 
+    async def drain(self) -> None:
+        """Wait until a ComfyUI has no job left, or does not answer any more."""
+        while self.spec.kind is ServiceKind.COMFYUI and self.life and self.status.ready:
+            if (liveness := self.spec.liveness) is None:
+                return
+            result = await self.life.probe(liveness.probe, liveness.timeout_s)
+            if not result.ok or (left := queue_length(result)) == 0:
+                return
+            self._board.publish(message=f"to be restarted when its queue is empty: {left} left")
+            await anyio.sleep(1.0)
+
     def disable(self) -> None:
         """Show a service that rests as disabled, because the configuration says so."""
         if self.status.state in (ServiceState.STOPPED, ServiceState.FAILED):
@@ -197,7 +208,7 @@ class ServiceRunner:
                 self._rest_as(Trigger.BLOCKED, f"it needs {failed[0]}, which has failed")
                 return False
             self._board.publish(message=f"waiting for {', '.join(missing)}")
-            await self._wait_woken_or(partial(_differs, after, missing))
+            await self._wait_woken_or(partial(dependencies.differ, after, missing))
 
     def _give_up_unavailable(self, why: str) -> None:
         told = Classification(ExitReason.SPAWN, why, self.spec.hint)
@@ -392,10 +403,3 @@ class ServiceRunner:
 
     def _rest_as(self, trigger: Trigger, message: str, *, hint: str | None = None) -> None:
         self._board.step(trigger, message, ready=False, hint=hint)
-
-
-def _differs(after: Sequence[Dependency], missing: list[str], snapshot: Snapshot) -> bool:
-    """Whether a waiting service has something new to look at."""
-    return dependencies.missing(after, snapshot) != missing or bool(
-        dependencies.failed(after, snapshot)
-    )

@@ -207,6 +207,24 @@ async def test_a_busy_comfyui_is_not_hung(tmp_path: Path, free_tcp_port: int) ->
         assert status.generation == 1
 
 
+async def test_a_restart_waits_for_the_queue_unless_it_is_wanted_now(
+    tmp_path: Path, free_tcp_port: int
+) -> None:
+    (tmp_path / "queue").touch()
+    async with running(comfyui(tmp_path, free_tcp_port)) as pod:
+        await pod.reaches("comfyui", ServiceState.READY)
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(pod.manager.restart, "comfyui")
+            await pod.when("comfyui", lambda s: "queue is empty: 1 left" in s.message)
+            assert pod["comfyui"].generation == 1
+            (tmp_path / "queue").unlink()
+        assert pod["comfyui"].generation == 2
+        await pod.reaches("comfyui", ServiceState.READY)
+        (tmp_path / "queue").touch()
+        await pod.manager.restart("comfyui", now=True)
+        assert pod["comfyui"].generation == 3
+
+
 async def test_a_stalled_job_is_ended_when_the_user_sets_a_limit(
     tmp_path: Path, free_tcp_port: int
 ) -> None:

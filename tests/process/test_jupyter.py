@@ -54,7 +54,7 @@ def jupyter(folder: Path, port: int) -> ServiceSpec:
 
 
 def start_kernel(port: int) -> None:
-    request = urllib.request.Request(  # noqa: S310 - http, to ourselves
+    request = urllib.request.Request(
         f"http://127.0.0.1:{port}/api/kernels",
         data=json.dumps({"name": "python3"}).encode(),
         headers={"Authorization": f"token {TOKEN}", "Content-Type": "application/json"},

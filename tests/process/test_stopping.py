@@ -205,21 +205,3 @@ async def test_an_open_follower_does_not_hold_up_the_end() -> None:
             with anyio.fail_after(30):
                 await pod.manager.stop_all(5.0)
         # The task group has ended by itself: the follower was told that it is over.
-
-
-async def test_a_restart_now_skips_the_grace() -> None:
-    spec = shell(
-        "a", "trap '' TERM; echo up; while :; do sleep 0.1; done", stop=(StopStep("SIGTERM", 600),)
-    )
-    async with running(spec) as pod:
-        await pod.says("a", "up")
-        with anyio.fail_after(30):
-            await pod.manager.restart("a", now=True)
-        assert pod["a"].generation == 2
-        assert pod["a"].restart_reasons == {"restart-asked": 1}
-        await pod.manager.signal("a", "KILL")
-        await pod.when("a", lambda s: s.generation == 3)
-        # Its third life is stopped by the end of the test, quickly.
-        await pod.manager.restart("a", now=True)
-        with anyio.fail_after(30):
-            await pod.manager.stop_all(0.0)

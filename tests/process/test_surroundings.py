@@ -102,6 +102,20 @@ async def test_another_user_with_its_groups_and_home() -> None:
     ]
 
 
+async def test_a_kernel_without_pidfds_will_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(pid: int, flags: int = 0) -> int:
+        raise OSError(38, "Function not implemented")
+
+    monkeypatch.setattr(os, "pidfd_open", missing)
+    async with running(*(shell(f"s{n}", "exec sleep 1000") for n in range(50))) as pod:
+        for number in range(50):
+            await pod.reaches(f"s{number}", ServiceState.READY)
+        pid = pod["s7"].pid
+        assert pid is not None
+        os.kill(pid, signal.SIGKILL)
+        await pod.when("s7", lambda s: s.ready and s.generation == 2)
+
+
 async def test_an_unknown_user_and_a_missing_folder_are_said() -> None:
     specs = [
         shell("a", "true", user="no-such-user", max_restarts=0),
