@@ -152,10 +152,10 @@ def _verify(args: Namespace, loaded: LoadedSettings, environ: Mapping[str, str])
     verdicts = anyio.run(
         partial(verify, requests, section=section, environ=environ, on_verdict=tell)
     )
-    if args.json and not args.repair:
-        print_json([v.to_json() for v in verdicts])
     bad = [v for v in verdicts if v.verdict in (Verdict.DAMAGED, Verdict.MISSING)]
     if not args.repair or not bad:
+        if args.json:
+            print_json([v.to_json() for v in verdicts])
         return ExitCode.NO if bad else ExitCode.DONE
     return _fetch(args, section, environ, discard_damaged(verdicts, section))
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import PurePosixPath
 
 from supervisor.models.folders import folder_from_path
@@ -108,12 +109,18 @@ class _Names:
 
     def __init__(self, header: ModelHeader) -> None:
         self.shapes = header.shapes
-        self.prefixes = {
-            name[: index + 1]
-            for name in header.shapes
-            for index, char in enumerate(name)
-            if char == "."
-        }
+
+    @cached_property
+    def prefixes(self) -> frozenset[str]:
+        """Every beginning of a name that ends in a dot."""
+        found: set[str] = set()
+        for name in self.shapes:
+            end = name.rfind(".")
+            # Siblings share their beginnings: stop at the first one that is known.
+            while end >= 0 and (prefix := name[: end + 1]) not in found:
+                found.add(prefix)
+                end = name.rfind(".", 0, end)
+        return frozenset(found)
 
     def under(self, *prefixes: str) -> bool:
         """Whether some tensor lies below each of these dotted prefixes."""

@@ -31,6 +31,7 @@ MODEL_EXTENSIONS = frozenset(
 PICKLE_EXTENSIONS = frozenset({".ckpt", ".pt", ".pt2", ".pth", ".bin", ".pkl"})
 
 _UNSAFE = re.compile(r'[\x00-\x1f\x7f<>:"|?*\\/]+')
+_BEGINNING = re.compile(r"^[\s.~-]+")  # hidden, an option, a home directory
 _MAX_NAME_BYTES = 255  # NAME_MAX of every Linux file system in use
 # Room for the suffixes of partial files and their state.
 _RESERVED_BYTES = 32
@@ -60,19 +61,17 @@ def safe_file_name(name: str) -> str | None:
     """Turn a name that a server sent into one that is safe to create, or None.
 
     Only the last component counts, whichever separator was used; characters that some
-    file system refuses become ``_``; a leading dot or dash is dropped.
+    file system refuses become ``_``; leading dots, dashes and tildes go.
     """
-    tail = re.split(r"[/\\]", name)[-1]
-    cleaned = _UNSAFE.sub("_", tail).strip().lstrip(".-").strip()
-    if not cleaned:
-        return None
-    stem, dot, suffix = cleaned.rpartition(".")
+    tail = re.split(r"[/\\]", name.encode(errors="ignore").decode())[-1]
+    cleaned = _BEGINNING.sub("", _UNSAFE.sub("_", tail)).rstrip()
     room = _MAX_NAME_BYTES - _RESERVED_BYTES
     if len(cleaned.encode()) > room:
-        keep = room - len((dot + suffix).encode()) if dot and len(suffix) < 16 else room
-        base = (stem if dot and len(suffix) < 16 else cleaned).encode()[:keep]
-        cleaned = base.decode(errors="ignore") + (dot + suffix if dot and len(suffix) < 16 else "")
-    return cleaned
+        stem, dot, suffix = cleaned.rpartition(".")
+        ending = dot + suffix if dot and len(suffix) < 16 else ""
+        base = (stem if ending else cleaned).encode()[: room - len(ending.encode())]
+        cleaned = base.decode(errors="ignore") + ending
+    return cleaned or None
 
 
 def name_from_url(url: str) -> str | None:

@@ -77,11 +77,8 @@ def _safetensors(file: BinaryIO, size: int) -> ModelHeader:
         raise ValueError("it is no safetensors file")
     data: dict[str, Any] = json.loads(_exactly(file, length))
     metadata = data.pop("__metadata__", None) or {}
-    shapes: dict[str, tuple[int, ...]] = {}
-    end = 0
-    for name, tensor in data.items():
-        shapes[name] = tuple(int(n) for n in tensor["shape"])
-        end = max(end, int(tensor["data_offsets"][1]))
+    shapes = {name: tuple(tensor["shape"]) for name, tensor in data.items()}
+    end = max((tensor["data_offsets"][1] for tensor in data.values()), default=0)
     return ModelHeader(
         Format.SAFETENSORS,
         size,

@@ -32,14 +32,13 @@ from supervisor.errors import (
 )
 from supervisor.models.outcomes import Outcomes
 from supervisor.models.preflight import Preflight, free_bytes, os_error
-from supervisor.models.queue import Job, RateMeter, summarise
+from supervisor.models.queue import Job
+from supervisor.models.reporter import Reporter
 from supervisor.models.requests import required_names, same_file
 from supervisor.models.transfers import ResolvedAhead
 
 log = logging.getLogger("supervisor.models")
 
-_PUBLISH_INTERVAL_S = 0.25
-_REPORT_INTERVAL_S = 30.0
 # Tries at the quick pace when the settings leave it to us; then one every few minutes.
 _QUICK_TRIES = 5
 _QUICK = Backoff(initial_s=2.0, max_s=30.0)
@@ -81,10 +80,9 @@ class ModelManager:
         self._unfolded: dict[str, str] = {}  # file → the request for a folder it came from
         self._seq = count()
         self._wake = anyio.Event()
-        self._changed = anyio.Event()
         self._preparing = False
-        self._meter = RateMeter()
         self.outcomes = Outcomes(bus)
+        self._reporter = Reporter(state, self.outcomes, self._jobs)
 
     # -- what others call ---------------------------------------------------------------
 
@@ -92,7 +90,7 @@ class ModelManager:
         """Take requests in before ``run``, so that status shows them from the start."""
         for request in requests:
             self._insert(request)
-        self._publish()
+        self._reporter.publish()
 
     async def run(
         self,
@@ -104,7 +102,7 @@ class ModelManager:
         self.enqueue(requests)
         task_status.started()
         async with anyio.create_task_group() as group:
-            group.start_soon(self._report_progress)
+            group.start_soon(self._reporter.run)
             while True:
                 self._wake = anyio.Event()
                 with anyio.move_on_after(self._dispatch(group)):
@@ -121,8 +119,8 @@ class ModelManager:
     async def wait_until_idle(self) -> None:
         """Return when every file is in place, failed or skipped, and the state says so."""
         while not all(job.ended for job in self._jobs.values()):
-            await self._changed.wait()
-        self._publish()
+            await self._reporter.changed.wait()
+        self._reporter.publish()
 
     @property
     def busy(self) -> bool:
@@ -363,7 +361,7 @@ class ModelManager:
         # The first step of a resumed file counts what was there before.
         if seen[0] >= 0:
             gained = max(step.bytes_done - seen[0], 0)
-            self._meter.add(gained, anyio.current_time())
+            self._reporter.meter.add(gained, anyio.current_time())
         seen[0] = step.bytes_done
         if step.bytes_done > job.bytes_done:
             job.attempt = 0
@@ -374,7 +372,7 @@ class ModelManager:
             job.bytes_total = step.bytes_total
         job.rate_bytes_per_s = step.rate_bytes_per_s
         job.error = step.message
-        self._changed.set()
+        self._reporter.touch()
 
     def _finish(self, job: Job, result: TransferResult) -> None:
         if job.ended:  # cancelled in the very last moment
@@ -411,26 +409,6 @@ class ModelManager:
         job.rate_bytes_per_s = 0.0
         self._touch()
 
-    # -- telling ------------------------------------------------------------------------
-
     def _touch(self) -> None:
         self._wake.set()
-        self._changed.set()
-
-    def _publish(self) -> None:
-        rate = self._meter.rate(anyio.current_time()) if self.busy else 0.0
-        self._state.update(downloads=summarise(self._jobs.values(), rate))
-
-    async def _report_progress(self) -> None:
-        """Bring the state up to date, at most four times a second; log now and then."""
-        next_line_s = anyio.current_time() + _REPORT_INTERVAL_S
-        while True:
-            # With nothing moving nothing changes by itself; a stall must show as such.
-            with anyio.move_on_after(1.0 if self.busy else None):
-                await self._changed.wait()
-            self._changed = anyio.Event()
-            self._publish()
-            if self.busy and anyio.current_time() >= next_line_s:
-                next_line_s = anyio.current_time() + _REPORT_INTERVAL_S
-                self.outcomes.under_way(self._state.snapshot.downloads)
-            await anyio.sleep(_PUBLISH_INTERVAL_S)
+        self._reporter.touch()

@@ -6,6 +6,7 @@ to. A different file that is already there is never replaced. Headers are read, 
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import logging
 import os
@@ -25,7 +26,7 @@ import anyio.to_thread
 
 from supervisor.core.events import EventBus, Severity
 from supervisor.models.classify import classify
-from supervisor.models.folders import MODEL_EXTENSIONS
+from supervisor.models.folders import MODEL_EXTENSIONS, PICKLE_EXTENSIONS
 from supervisor.models.header import Format, ModelHeader, read_header
 
 log = logging.getLogger("supervisor.models")
@@ -107,8 +108,11 @@ def organize(
     taken to be (nobody writes there any more).
     """
     made: set[Path] = set()
+    there = _inodes(models)
     placed = [
-        _place(
+        _known(path, there[(info.st_dev, info.st_ino)], models)
+        if (info.st_dev, info.st_ino) in there
+        else _place(
             path, info, downloads, models, dry_run=dry_run, copy=copy, settled=settled, made=made
         )
         for path, info in _model_files(downloads, models)
@@ -186,6 +190,24 @@ class Organizer:
         self._bus.publish(
             "models.organized", message, severity=severity, subject=name, **file.to_json()
         )
+
+
+def _inodes(models: Path) -> dict[tuple[int, int], Path]:
+    """What ComfyUI's folders lead to already, so that a rescan reads no header twice."""
+    found: dict[tuple[int, int], Path] = {}
+    for folder, _, names in os.walk(models):
+        for name in names:
+            path = Path(folder, name)
+            with contextlib.suppress(OSError):
+                info = path.stat()
+                found[(info.st_dev, info.st_ino)] = path
+    return found
+
+
+def _known(source: Path, target: Path, models: Path) -> Placed:
+    folder = target.relative_to(models).parts[0]
+    pickle = source.suffix.lower() in PICKLE_EXTENSIONS
+    return Placed(source, Action.PRESENT, target, folder, "linked already", pickle)
 
 
 # -- one file -----------------------------------------------------------------------------

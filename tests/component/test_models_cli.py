@@ -122,7 +122,10 @@ def test_truncated_and_changed_files_are_found_and_repaired(bench: Bench) -> Non
         "loras/c.safetensors": "ok",
     }
     bench.run("verify", "--repair")
-    assert {v["verdict"] for v in bench.run("verify")} == {"ok"}
+    assert {v["verdict"] for v in bench.run("verify", "--repair")} == {"ok"}
+    (loras / "a.safetensors").write_bytes(DATA["a"][:100])
+    bench.run("pull")  # as at every boot
+    assert (loras / "a.safetensors").read_bytes() == DATA["a"]
 
 
 def test_a_store_links_and_evicts(bench: Bench) -> None:
