@@ -119,7 +119,7 @@ async def _listen_public(
                 reason = os.strerror(exc.errno) if isinstance(exc, OSError) and exc.errno else exc
                 note = f"Cannot serve the health port {host}:{port}: {reason}"
                 _complain(context, note, "set PORT_HEALTH or [health] port; it is tried again")
-            task_status.started()
+                task_status.started()
             await anyio.sleep(_RETRY_S[min(attempt, len(_RETRY_S) - 1)])
     state = context.state
     actual = runner.addresses[0][1]
@@ -127,7 +127,8 @@ async def _listen_public(
     state.update(health={**state.snapshot.health, "host": host, "port": actual}, notes=notes)
     log.info("health port: %s:%d", host, actual)
     context.bus.publish("api.listening", f"The health port is {host}:{actual}", port=actual)
-    task_status.started()
+    if not note:
+        task_status.started()
 
 
 def _complain(context: ApiContext, message: str, hint: str | None) -> None:

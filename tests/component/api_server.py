@@ -89,6 +89,8 @@ class Server:
     public: aiohttp.ClientSession  # over TCP, without a token or cookies
     stops: list[str]
     reloads: list[bool]
+    end: anyio.CancelScope
+    ended: anyio.Event
 
     @property
     def port(self) -> int:
@@ -143,18 +145,21 @@ async def serving(tmp_path: Path, **parts: Any) -> AsyncIterator[Server]:
     context, stops, reloads = make_context(**parts)
     path = tmp_path / "run" / "s.sock"
     async with anyio.create_task_group() as tasks:
+        end, ended = anyio.CancelScope(), anyio.Event()
 
         async def serve(*, task_status: Any) -> None:
-            await serve_api(
-                context, socket_path=path, host="127.0.0.1", port=0, task_status=task_status
-            )
+            with end:
+                await serve_api(
+                    context, socket_path=path, host="127.0.0.1", port=0, task_status=task_status
+                )
+            ended.set()
 
         await tasks.start(serve)
+        connector = aiohttp.UnixConnector(str(path))
+        jar = aiohttp.DummyCookieJar()
         async with (
-            aiohttp.ClientSession(
-                "http://supervisor", connector=aiohttp.UnixConnector(str(path))
-            ) as owner,
-            aiohttp.ClientSession(cookie_jar=aiohttp.DummyCookieJar()) as public,
+            aiohttp.ClientSession("http://supervisor", connector=connector) as owner,
+            aiohttp.ClientSession(cookie_jar=jar) as public,
         ):
-            yield Server(context, path, owner, public, stops, reloads)
+            yield Server(context, path, owner, public, stops, reloads, end, ended)
         tasks.cancel_scope.cancel()
