@@ -52,6 +52,8 @@ class Outcomes:
             message,
             severity=Severity.WARNING,
             subject=request.name,
+            source=request.source,
+            reason="transient",
             attempt=attempt,
         )
 
