@@ -36,7 +36,6 @@ _LOG_LINES = 100
 _MOST_RECORDS = 100_000
 # Through RunPod's proxy a request may take 100 s.
 _PATIENCE_S = 60.0
-_COMFYUI = "comfyui"
 
 T = TypeVar("T")
 B = TypeVar("B", bound=BaseModel)
@@ -181,13 +180,7 @@ class Routes:
         """Restart a service; ComfyUI when its queue is empty, unless ``now``."""
         control, name = self._part(self._context.services, "restart"), self._known(request).name
         body = await self._body(request, RestartBody)
-
-        async def act() -> None:
-            if name == _COMFYUI and not body.now:
-                await self._context.state.wait(_drained)
-            await control.restart(name, now=body.now)
-
-        return await self._carry_out(name, act)
+        return await self._carry_out(name, lambda: control.restart(name, now=body.now))
 
     async def signal(self, request: web.Request) -> web.Response:
         """Send a signal to a service's processes."""
@@ -309,12 +302,6 @@ _ABSENT = {
     "keep the pod": ("idle shutdown is off", "ENABLE_IDLE_SHUTDOWN=true turns it on"),
     "fetch models": ("downloads do not run yet", "try again in a moment"),
 }
-
-
-def _drained(snapshot: Snapshot) -> bool:
-    """Whether nothing would be lost: no job is known, or ComfyUI is not up anyway."""
-    service = snapshot.services.get(_COMFYUI)
-    return service is None or not service.ready or not snapshot.host.comfyui_queue_length
 
 
 def _number(request: web.Request, name: str, default: int) -> int:

@@ -41,6 +41,8 @@ class Services:
         self._set("stop", name, ServiceState.STOPPED)
 
     async def restart(self, name: str, *, now: bool = False) -> None:
+        if not now:
+            await self.state.wait(lambda s: not s.host.comfyui_queue_length)
         self._set("restart-now" if now else "restart", name, ServiceState.READY)
 
     async def signal(self, name: str, signal_name: str) -> None:

@@ -76,18 +76,6 @@ async def test_actions_reach_their_parts(tmp_path: Path) -> None:
         assert len(server.stops) == 1
 
 
-async def test_comfyui_restarts_when_its_queue_is_empty(tmp_path: Path) -> None:
-    async with serving(tmp_path) as server:
-        services = server.context.services
-        assert isinstance(services, Services)
-        server.state.update(host=HostStatus(comfyui_queue_length=2))
-        async with anyio.create_task_group() as tasks:
-            tasks.start_soon(post, server, "/v1/services/comfyui/restart", {})
-            await post(server, "/v1/services/jupyter/restart", {})  # goes ahead of it
-            server.state.update(host=HostStatus(comfyui_queue_length=0))
-        assert services.calls == [("restart", "jupyter"), ("restart", "comfyui")]
-
-
 async def test_hanging_up_gives_up_the_wait(tmp_path: Path) -> None:
     async with serving(tmp_path) as server:
         services = server.context.services
