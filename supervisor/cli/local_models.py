@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import aiohttp
 import anyio
 
 from supervisor.cli.planning import make_plan, read_facts
 from supervisor.config.load import LoadedSettings
 from supervisor.config.settings import ModelsSection
-from supervisor.download.request import DownloadRequest, Resolver
+from supervisor.download.request import DownloadRequest
 from supervisor.errors import ControlError
 from supervisor.models.catalog import load_catalog
 from supervisor.models.embedded import read_workflow
 from supervisor.models.known import load_known_models
 from supervisor.models.preflight import Checked, Preflight
-from supervisor.models.sources import open_sources
-from supervisor.models.sources.base import SourceContext
+from supervisor.models.runtime import opened_sources
 from supervisor.models.workflow_plan import Item, workflow_requests
 
 
@@ -73,13 +70,3 @@ def workflow_items(
         directory=directory or Path("models"),
         known=load_known_models(),
     ).items
-
-
-@asynccontextmanager
-async def opened_sources(
-    section: ModelsSection, environ: Mapping[str, str]
-) -> AsyncIterator[dict[str, Resolver]]:
-    """Open the sources for the time of the context."""
-    async with aiohttp.ClientSession(trust_env=True) as session:
-        context = SourceContext.from_settings(section, session=session, environ=environ)
-        yield open_sources(context)

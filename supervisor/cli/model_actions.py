@@ -20,7 +20,6 @@ from supervisor.config.load import LoadedSettings
 from supervisor.config.settings import ModelsSection
 from supervisor.core.status import DownloadsStatus, DownloadState
 from supervisor.download.request import DownloadRequest
-from supervisor.download.simple import SimpleDownloader
 from supervisor.errors import ControlError, ExitCode
 from supervisor.models.operations import (
     StatusCallback,
@@ -68,26 +67,14 @@ def _fetch(
     requests: Sequence[DownloadRequest],
 ) -> int:
     with _bars(quiet=args.json) as on_status:
-        status = anyio.run(_fetch_all, section, environ, requests, on_status)
+        fetch = partial(pull, requests, section=section, environ=environ, on_status=on_status)
+        status = anyio.run(fetch)
     if args.json:
         print_json(status.to_json())
     else:
         _print_outcome(status)
     done = all(f.state is DownloadState.DONE for f in status.files)
     return ExitCode.DONE if done else ExitCode.NO
-
-
-async def _fetch_all(
-    section: ModelsSection,
-    environ: Mapping[str, str],
-    requests: Sequence[DownloadRequest],
-    on_status: StatusCallback,
-) -> DownloadsStatus:
-    engine = SimpleDownloader(stall_timeout_s=section.stall_timeout_s, fsync=section.fsync)
-    async with engine:
-        return await pull(
-            requests, section=section, environ=environ, engine=engine, on_status=on_status
-        )
 
 
 def _print_outcome(status: DownloadsStatus) -> None:

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import ctypes
 import platform
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import partial
 from typing import Any
 
-import aiohttp
 import anyio
 import anyio.from_thread
 import anyio.to_thread
@@ -21,13 +20,11 @@ from supervisor.config.units import parse_size_bytes
 from supervisor.core.events import EventBus
 from supervisor.core.state import StateStore
 from supervisor.core.status import DownloadsStatus
-from supervisor.download.request import Downloader, DownloadRequest, Resolver
+from supervisor.download.request import DownloadRequest, Resolver
 from supervisor.errors import ControlError, TransferError
 from supervisor.models.manager import ModelManager
-from supervisor.models.sources import open_sources
-from supervisor.models.sources.base import SourceContext
+from supervisor.models.runtime import opened_downloader, opened_sources
 from supervisor.models.store import ModelStore, StoredObject, hash_file, is_object
-from supervisor.models.transfers import open_downloader
 
 # A person waits here: the daemon never gives up, a command does.
 PULL_TRIES = 5
@@ -35,22 +32,11 @@ PULL_TRIES = 5
 StatusCallback = Callable[[DownloadsStatus], None]
 
 
-@asynccontextmanager
-async def opened_sources(
-    section: ModelsSection, environ: Mapping[str, str]
-) -> AsyncIterator[dict[str, Resolver]]:
-    """Open the sources for the time of the context."""
-    async with aiohttp.ClientSession(trust_env=True) as session:
-        context = SourceContext.from_settings(section, session=session, environ=environ)
-        yield open_sources(context)
-
-
 async def pull(
     requests: Sequence[DownloadRequest],
     *,
     section: ModelsSection,
     environ: Mapping[str, str],
-    engine: Downloader,
     on_status: StatusCallback = lambda _: None,
     tries: int = PULL_TRIES,
 ) -> DownloadsStatus:
@@ -59,12 +45,15 @@ async def pull(
     Cancellation leaves partial files, which the next pull or boot resumes.
     """
     state, bus = StateStore(), EventBus()
-    async with opened_sources(section, environ) as resolvers:
+    async with (
+        opened_sources(section, environ) as resolvers,
+        opened_downloader(section) as downloader,
+    ):
         manager = ModelManager(
             settings=section,
             state=state,
             bus=bus,
-            downloader=open_downloader(engine, section),
+            downloader=downloader,
             resolvers=resolvers,
             give_up_after=tries,
         )
