@@ -13,7 +13,8 @@ from enum import StrEnum
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from supervisor.cli.planning import make_plan, read_facts, read_nvenc
+from supervisor.app.facts import probe_nvenc_now
+from supervisor.cli.planning import make_plan, read_facts
 from supervisor.config.load import LoadedSettings
 from supervisor.hardware.facts import HardwareFacts
 from supervisor.plan.model import Plan
@@ -86,7 +87,7 @@ def check_nvenc(facts: HardwareFacts, environ: Mapping[str, str]) -> Iterator[Fi
     if not facts.gpu.devices:
         yield Finding("nvenc", Verdict.SKIPPED, "there is no GPU")
         return
-    nvenc = read_nvenc(facts, environ)
+    nvenc = probe_nvenc_now(facts, environ)
     working = [codec for codec, works in nvenc.codecs.items() if works]
     if working:
         yield Finding("nvenc", Verdict.OK, f"encodes {', '.join(working)}")

@@ -14,7 +14,7 @@ import secrets
 import socket
 import time
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from hashlib import sha256
 from urllib.parse import quote
@@ -285,7 +285,9 @@ class Origin:
             response.headers["Content-Range"] = f"bytes {start}-{end - 1}/{len(file.content)}"
         await response.prepare(request)
         if request.method != "HEAD":
-            await self._body(request, response, _with_fault(file.content, fault)[start:end], fault)
+            body = _with_fault(file.content, fault)[start:end]
+            with suppress(ConnectionResetError):  # the client has heard enough
+                await self._body(request, response, body, fault)
         return response
 
     async def _body(

@@ -65,11 +65,11 @@ def _run_program(options: Sequence[str], command: Sequence[str]) -> int:
 
 def _boot(argv: Sequence[str], environ: Mapping[str, str]) -> int:
     args = _parse(argv)
-    from importlib import import_module  # noqa: PLC0415 - after the fork
     from pathlib import Path  # noqa: PLC0415 - after the fork
 
+    from supervisor import app  # noqa: PLC0415 - after the fork
+
     config = Path(args.config) if args.config else None
-    app = import_module("supervisor.app")
     return int(app.main(config=config, overrides=args.set, environ=environ))
 
 

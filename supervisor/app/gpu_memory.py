@@ -1,0 +1,73 @@
+"""Whether the GPU's memory came back after a service ended, and whether it works."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING
+
+import anyio
+import anyio.to_thread
+
+from supervisor.errors import HardwareError
+from supervisor.hardware.facts import GpuSample
+from supervisor.hardware.gpu import GpuSampler
+from supervisor.services.spec import ServiceKind, ServiceSpec
+
+if TYPE_CHECKING:
+    from supervisor.app.boot import Boot
+
+log = logging.getLogger("supervisor.gpu")
+
+# The driver frees memory in pieces after the last process has gone.
+_POLL_S = 0.25
+_SLACK_BYTES = 512 * 1024 * 1024
+_BUSY_RATIO = 0.2
+
+
+class GpuMemory:
+    """Compares the card with what it was before the first launch."""
+
+    def __init__(self, boot: Boot) -> None:
+        self._index = boot.settings.gpu.index
+        self._timeout_s = boot.settings.gpu.probe_timeout_s
+        devices = boot.facts.gpu.devices
+        self._present = self._index < len(devices)
+        device = devices[self._index] if self._present else None
+        free = device.memory_free_bytes if device else None
+        self._used_at_boot_bytes = device.memory_total_bytes - free if device and free else None
+        self._sampler = GpuSampler()
+        self._utilization_ratio = 0.0
+
+    def busy(self) -> bool:
+        """Whether the card computed when it was last looked at (a busy job is not a hang)."""
+        return self._utilization_ratio > _BUSY_RATIO
+
+    async def wait_released(self, spec: ServiceSpec) -> None:
+        """Return when ComfyUI's memory is back; the caller bounds the time."""
+        if not self._present or spec.kind is not ServiceKind.COMFYUI:
+            return
+        while True:
+            sample = await self.sample()
+            used = sample.memory_used_bytes if sample else None
+            if used is None or self._used_at_boot_bytes is None:
+                return
+            missing = used - self._used_at_boot_bytes
+            if missing <= _SLACK_BYTES:
+                return
+            log.debug("%d bytes of GPU memory are still in use", missing)
+            await anyio.sleep(_POLL_S)
+
+    async def sample(self) -> GpuSample | None:
+        """Look at the card; None when NVML does not answer in time."""
+        with anyio.move_on_after(self._timeout_s):
+            try:
+                samples = await anyio.to_thread.run_sync(
+                    self._sampler.sample, abandon_on_cancel=True
+                )
+            except HardwareError:
+                return None
+            if self._index < len(samples):
+                sample = samples[self._index]
+                self._utilization_ratio = sample.utilization_ratio or 0.0
+                return sample
+        return None

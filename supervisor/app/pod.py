@@ -1,0 +1,255 @@
+"""The running pod. The nesting of the scopes is the order of the shutdown."""
+
+from __future__ import annotations
+
+import gc
+import logging
+import signal
+from collections.abc import Awaitable, Callable
+from dataclasses import replace
+
+import anyio
+import anyio.to_thread
+
+from supervisor import __version__
+from supervisor.app.boot import Boot, with_models
+from supervisor.app.components import Components
+from supervisor.app.gpu_memory import GpuMemory
+from supervisor.app.ladder import Ladder
+from supervisor.app.links import links
+from supervisor.app.preparation import prepare_machine
+from supervisor.app.reload import Reloader
+from supervisor.core.events import EventBus, Severity
+from supervisor.core.retry import Backoff
+from supervisor.core.state import StateStore
+from supervisor.core.status import Phase, Snapshot, SyncStatus
+from supervisor.errors import ConfigError, ExitCode, SupervisorError
+from supervisor.plan.model import Plan
+from supervisor.services.logs import LogStore
+from supervisor.services.manager import ServiceManager
+
+log = logging.getLogger("supervisor.app")
+
+# Shares of the stop's time: services first, then the flush, and a reserve for the rest.
+_SERVICES_SHARE = 0.65
+_RESERVE_S = 0.5
+
+# Until the catalog has been read, readiness must not be claimed.
+_MODELS_UNKNOWN = frozenset({"model list"})
+
+# A part of the supervisor that fails is started again; the pod goes on without it.
+_PART_BACKOFF = Backoff(initial_s=1.0, max_s=60.0)
+
+
+class Pod:
+    """Owns the task groups; the parts own their own work."""
+
+    def __init__(self, boot: Boot) -> None:
+        self.boot = boot
+        self.bus = EventBus()
+        self.state = StateStore(_first_snapshot(boot))
+        section = boot.settings.supervisor
+        self.logs = LogStore(section.state_dir / "logs", boot.redactor.redact)
+        self.ladder = Ladder(boot, self.state, self.bus)
+        self.gpu_memory = GpuMemory(boot)
+        self.manager = ServiceManager(
+            state=self.state,
+            bus=self.bus,
+            logs=self.logs,
+            base_environment=boot.plan.base_environment,
+            released=self.gpu_memory.wait_released,
+            adjust=self.ladder.adjust,
+            gpu_busy=self.gpu_memory.busy,
+        )
+        self.reloader = Reloader(boot, manager=self.manager, state=self.state, bus=self.bus)
+        self.components = Components(self)
+        self._stop = anyio.Event()
+        self._stop_reason = ""
+        self._stops = 0
+        self._stop_by_s = 0.0
+
+    def shutdown(self, reason: str) -> None:
+        """Begin the stop; a second request makes it hurry."""
+        self._stops += 1
+        if self._stops == 1:
+            log.info("stopping: %s", reason)
+        self._stop_reason = self._stop_reason or reason
+        self._stop.set()
+
+    async def run(self) -> int:
+        """Run until asked to stop; returns the exit code of the container."""
+        await anyio.to_thread.run_sync(prepare_machine, self.boot.plan, self._complain)
+        async with anyio.create_task_group() as infra:
+            infra.start_soon(self._watch_signals)
+            infra.start_soon(self.logs.run)
+            async with anyio.create_task_group() as transfers:
+                async with anyio.create_task_group() as services:
+                    await services.start(self.manager.run, self.boot.plan.services)
+                    self._launched()
+                    infra.start_soon(self._part, "api", self.components.serve)
+                    infra.start_soon(self._part, "facts", self.components.late_facts)
+                    infra.start_soon(self._watch_failure)
+                    infra.start_soon(self._mark_ready)
+                    transfers.start_soon(self._part, "downloads", self._download)
+                    transfers.start_soon(self._part, "sync", self.components.sync)
+                    await self._stop.wait()
+                    await self._stop_services()
+                await self._finish_transfers()
+                transfers.cancel_scope.cancel()
+            self._say_goodbye()
+            infra.cancel_scope.cancel()
+        failure = self.manager.failure
+        return failure.code if failure is not None else ExitCode.DONE
+
+    # -- start --------------------------------------------------------------------------
+
+    def _launched(self) -> None:
+        gc.freeze()
+        gc.enable()  # see app.main
+        took_s = self.boot.timeline.mark("launch")
+        self.state.update(boot=self.boot.timeline.status)
+        names = ", ".join(spec.name for spec in self.boot.plan.services) or "no services"
+        log.info("launched %s after %.0f ms", names, took_s * 1000)
+        for note in (*self.boot.loaded.warnings, *self.boot.plan.notes):
+            log.warning("%s", note)
+
+    async def _download(self) -> None:
+        try:
+            plan = await anyio.to_thread.run_sync(
+                with_models, self.boot.plan, self.boot.settings, self.boot.facts
+            )
+        except ConfigError as error:
+            # Services run; what is wrong with the list of models is said and not guessed.
+            text = "; ".join([error.message, *(str(p) for p in error.problems)])
+            self._complain(text)
+            plan = self.boot.plan
+        from supervisor.models.requests import required_names  # noqa: PLC0415 - after the launch
+
+        self.reloader.planned(plan)
+        required = required_names(plan.downloads, self.boot.settings.models.require)
+        self.state.update(notes=_notes(plan, self.boot), required_downloads=required)
+        await self.components.download(plan)
+
+    async def _mark_ready(self) -> None:
+        await self.state.wait(lambda s: s.phase is Phase.READY)
+        took_s = self.boot.timeline.mark("ready")
+        self.state.update(boot=self.boot.timeline.status)
+        log.info("ready after %.1f s", took_s)
+        self.bus.publish("pod.ready", f"The pod is ready after {took_s:.1f} s", seconds=took_s)
+
+    # -- while it runs --------------------------------------------------------------------
+
+    async def _part(self, name: str, run: Callable[[], Awaitable[None]]) -> None:
+        """Run a part of the supervisor; its failure is told and the part tried again."""
+        attempt = 0
+        while True:
+            try:
+                await run()
+            except SupervisorError as error:
+                self._tell(name, error.message, error.hint)
+            except Exception as error:
+                log.exception("%s failed", name)
+                self._tell(name, f"{name} failed: {type(error).__name__}", "see the log")
+            else:
+                return
+            await anyio.sleep(_PART_BACKOFF.delay_s(attempt))
+            attempt += 1
+
+    def _tell(self, name: str, message: str, hint: str | None) -> None:
+        shown = f"{message} (hint: {hint})" if hint else message
+        log.error("%s", shown)
+        self.bus.publish("supervisor.part", shown, severity=Severity.ERROR, subject=name)
+        self._complain(shown)
+
+    def _complain(self, note: str) -> None:
+        """Show a note in the status, once."""
+        if note not in self.state.snapshot.notes:
+            self.state.update(notes=(*self.state.snapshot.notes, note))
+
+    async def _watch_signals(self) -> None:
+        # The init passes everything on; a signal without a meaning here must not kill.
+        ignored = (signal.SIGUSR1, signal.SIGUSR2, signal.SIGALRM, signal.SIGVTALRM, signal.SIGPROF)
+        for number in ignored:
+            signal.signal(number, signal.SIG_IGN)
+        with anyio.open_signal_receiver(
+            signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, signal.SIGHUP
+        ) as received:
+            async for number in received:
+                if number != signal.SIGHUP:
+                    self.shutdown(f"received {number.name}")
+                    continue
+                try:
+                    await self.reloader.reload(dry_run=False)
+                except SupervisorError as error:
+                    self._tell("reload", error.message, error.hint)
+
+    async def _watch_failure(self) -> None:
+        failure = await self.manager.wait_failure()
+        self.shutdown(f"{failure.service} is down for good: {failure.reason}")
+
+    # -- stop -----------------------------------------------------------------------------
+
+    async def _stop_services(self) -> None:
+        grace_s = self.boot.settings.supervisor.shutdown_grace_s
+        self._stop_by_s = anyio.current_time() + grace_s
+        self.state.update(phase=Phase.STOPPING)
+        self.bus.publish("pod.stopping", f"The pod stops: {self._stop_reason}")
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(self._hurry)
+            await self.manager.stop_all(grace_s * _SERVICES_SHARE)
+            tasks.cancel_scope.cancel()
+
+    async def _hurry(self) -> None:
+        """Cut the graces when somebody asks again."""
+        while self._stops < 2:
+            await anyio.sleep(0.1)
+        log.warning("asked again: stopping at once")
+        self._stop_by_s = min(self._stop_by_s, anyio.current_time() + 1.0)
+        await self.manager.stop_all(0.0)
+
+    async def _finish_transfers(self) -> None:
+        """Store what is finished, as far as the time goes; the rest waits for the next boot."""
+        left_s = self._stop_by_s - anyio.current_time() - _RESERVE_S
+        syncer = self.components.syncer
+        if syncer is None or left_s <= 0:
+            return
+        with anyio.move_on_after(left_s + _RESERVE_S / 2, shield=True):
+            try:
+                status = await syncer.flush(left_s)
+            except SupervisorError as error:
+                log.error("%s", error.message)
+            else:
+                self.state.update(sync=status)
+
+    def _say_goodbye(self) -> None:
+        sync = self.state.snapshot.sync
+        line = ""
+        if sync.enabled:
+            line = f"; outputs: {sync.uploaded} stored, {sync.pending} wait for the next boot"
+        self.bus.publish("pod.stopped", f"The pod has stopped ({self._stop_reason})")
+        log.info("stopped (%s)%s", self._stop_reason, line)
+
+
+def _first_snapshot(boot: Boot) -> Snapshot:
+    plan, settings = boot.plan, boot.settings
+    models = settings.models
+    expected = bool(models.files or models.bundles or models.workflows or models.civitai)
+    return Snapshot(
+        version=__version__,
+        config_file=str(boot.loaded.path) if boot.loaded.path else None,
+        health={"host": plan.health.host, "port": plan.health.port},
+        links=links(plan, boot.source.environ),
+        gpu=plan.gpu,
+        sync=SyncStatus(enabled=plan.sync.enabled, target=plan.sync.target),
+        notes=_notes(plan, boot),
+        boot=boot.timeline.status,
+        host=replace(Snapshot().host, storage_mode=plan.storage.mode),
+        required_downloads=_MODELS_UNKNOWN
+        if expected and models.require != "none"
+        else frozenset(),
+    )
+
+
+def _notes(plan: Plan, boot: Boot) -> tuple[str, ...]:
+    skipped = (f"{item.name} skipped: {item.reason}" for item in plan.skipped)
+    return (*boot.loaded.warnings, *plan.notes, *skipped)

@@ -1,0 +1,94 @@
+"""``reload``: the configuration is read again, and only what differs is touched."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import anyio.to_thread
+
+from supervisor.app.boot import Boot, decide, with_models
+from supervisor.config.settings import Settings
+from supervisor.core.events import EventBus
+from supervisor.core.state import StateStore
+from supervisor.core.status import to_jsonable
+from supervisor.errors import ConfigError, ControlError
+from supervisor.plan.model import Plan
+from supervisor.services.manager import ServiceManager
+
+if TYPE_CHECKING:
+    from supervisor.models.manager import ModelManager
+
+log = logging.getLogger("supervisor.reload")
+
+# Sections whose parts are made once; a change of theirs waits for the next start.
+_AT_START = ("supervisor", "sync", "health", "idle", "alerts")
+
+
+class Reloader:
+    """Holds what is in force and compares it with what is configured now."""
+
+    def __init__(
+        self, boot: Boot, *, manager: ServiceManager, state: StateStore, bus: EventBus
+    ) -> None:
+        self._boot = boot
+        self._plan = boot.plan
+        self._manager = manager
+        self._state = state
+        self._bus = bus
+        self.models: ModelManager | None = None
+
+    def planned(self, plan: Plan) -> None:
+        """Take note of the downloads, which are planned after the launch."""
+        self._plan = plan
+
+    async def reload(self, dry_run: bool) -> Mapping[str, Any]:
+        """Apply the configuration as it is now; returns what was (or would be) changed.
+
+        Raises:
+            ControlError: the new configuration is unusable; the old one stays in force.
+        """
+        try:
+            loaded = await anyio.to_thread.run_sync(self._boot.source.load)
+            boot = replace(self._boot, loaded=loaded)
+            plan = await anyio.to_thread.run_sync(self._decide, boot)
+        except ConfigError as error:
+            problems = "; ".join(str(problem) for problem in error.problems)
+            raise ControlError(
+                f"Cannot reload: {problems or error.message}",
+                hint="the old configuration stays in force; mend the new one and reload again",
+                status=422,
+                code="configuration",
+            ) from error
+        changes = await self._manager.reconcile(plan.services, dry_run=dry_run)
+        known = {request.name for request in self._plan.downloads}
+        fresh = [request for request in plan.downloads if request.name not in known]
+        waiting = _waiting(self._boot.settings, loaded.settings)
+        if not dry_run:
+            self._manager.base_environment = plan.base_environment
+            for request in fresh:
+                if self.models is not None:
+                    self.models.add(request)
+            for secret in loaded.secrets:
+                boot.redactor.add(secret)
+            self._boot, self._plan = boot, plan
+            self._bus.publish("pod.reloaded", "The configuration was reloaded")
+        return {
+            "dry_run": dry_run,
+            "services": to_jsonable(changes),
+            "downloads": {"added": [request.name for request in fresh]},
+            "needs_restart": waiting,
+        }
+
+    def _decide(self, boot: Boot) -> Plan:
+        step = self._state.snapshot.gpu.ladder_step
+        plan = decide(
+            boot.loaded, boot.facts, boot.source.environ, boot.generated, ladder_step=step
+        )
+        return with_models(plan, boot.settings, boot.facts)
+
+
+def _waiting(old: Settings, new: Settings) -> list[str]:
+    return [name for name in _AT_START if getattr(old, name) != getattr(new, name)]
