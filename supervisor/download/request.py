@@ -68,6 +68,13 @@ class Progress:
     rate_bytes_per_s: float = 0.0
     message: str | None = None  # why it waits or retries
 
+    @property
+    def eta_s(self) -> float | None:
+        """Seconds until the last byte at this rate; None while unknown."""
+        if self.bytes_total is None or self.rate_bytes_per_s <= 0:
+            return None
+        return (self.bytes_total - self.bytes_done) / self.rate_bytes_per_s
+
 
 ProgressCallback = Callable[[Progress], None]
 

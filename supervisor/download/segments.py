@@ -13,8 +13,10 @@ from dataclasses import dataclass, field
 MIB = 1024 * 1024
 SMALLEST_PIECE_BYTES = 8 * MIB
 LARGEST_PIECE_BYTES = 32 * MIB
-# Less than this is not worth a connection of its own.
-SMALLEST_STEAL_BYTES = 1 * MIB
+# Less than this is not worth a connection of its own, unless it comes very slowly.
+SHORT_BYTES = 1 * MIB
+SMALLEST_STEAL_BYTES = 256 * 1024
+SLOW_REST_S = 1.0
 
 
 class Intervals:
@@ -116,7 +118,7 @@ class SegmentMap:
         start, end = self.pending[0]
         length = piece_bytes(self.left, connections)
         # A short tail is taken along: a request for a few bytes is a wasted round trip.
-        cut = end if end - start <= length + SMALLEST_STEAL_BYTES else start + length
+        cut = end if end - start <= length + SHORT_BYTES else start + length
         if cut < end:
             self.pending[0] = (cut, end)
         else:
@@ -138,7 +140,12 @@ class SegmentMap:
 
     def steal(self) -> Span | None:
         """Take half of what the slowest connection still has to fetch, when that is worth it."""
-        victims = [span for span in self.active if span.left >= 2 * SMALLEST_STEAL_BYTES]
+        victims = [
+            span
+            for span in self.active
+            if span.left >= 2 * SHORT_BYTES
+            or (span.left >= 2 * SMALLEST_STEAL_BYTES and span.seconds_left > SLOW_REST_S)
+        ]
         if not victims:
             return None
         victim = max(victims, key=lambda span: span.seconds_left)

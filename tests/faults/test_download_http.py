@@ -23,7 +23,7 @@ from tests.support.downloads import QUICK, Direct, Log, only, random_bytes, safe
 pytestmark = pytest.mark.anyio
 
 MIB = 1024 * 1024
-DATA = random_bytes(20 * MIB + 4321)
+DATA = random_bytes(12 * MIB + 4321)
 
 
 def _simple() -> SimpleDownloader:

@@ -1,0 +1,109 @@
+"""Piece sizes, stealing, growth and the token bucket, by example."""
+
+from __future__ import annotations
+
+import anyio
+import pytest
+
+from supervisor.download.limits import HostGate, RateLimiter
+from supervisor.download.segments import MIB, Intervals, SegmentMap, piece_bytes
+from supervisor.download.transfer import Growth
+
+
+@pytest.mark.parametrize(
+    ("left", "connections", "expected"),
+    [
+        (100_000 * MIB, 16, 32 * MIB),
+        (1280 * MIB, 16, 20 * MIB),
+        (100 * MIB, 16, 8 * MIB),
+        (0, 1, 8 * MIB),
+    ],
+)
+def test_pieces_are_8_to_32_mib_and_shrink_towards_the_end(
+    left: int, connections: int, expected: int
+) -> None:
+    assert piece_bytes(left, connections) == expected
+
+
+def test_bytes_are_handed_out_from_the_front() -> None:
+    done = Intervals()
+    done.add(0, 3 * MIB)
+    done.add(10 * MIB, 12 * MIB)
+    segments = SegmentMap.of(40 * MIB, done)
+    taken = []
+    while (span := segments.take(4)) is not None:
+        taken.append((span.position // MIB, span.end // MIB))
+    assert taken == [(3, 10), (12, 20), (20, 28), (28, 36), (36, 40)]
+
+
+def test_the_idle_take_half_of_what_the_slowest_still_has_to_do() -> None:
+    segments = SegmentMap.of(16 * MIB, Intervals())
+    fast, slow = segments.take(4), segments.take(4)
+    assert fast is not None
+    assert slow is not None
+    fast.rate_bytes_per_s, slow.rate_bytes_per_s = 100.0, 1.0
+    slow.position += 4 * MIB
+    stolen = segments.steal()
+    assert stolen is not None
+    assert (stolen.position, stolen.end) == (14 * MIB, 16 * MIB)
+    assert slow.end == 14 * MIB
+
+
+def test_a_rest_that_is_not_worth_a_connection_stays_where_it_is() -> None:
+    segments = SegmentMap.of(MIB, Intervals())
+    span = segments.take(1)
+    assert span is not None
+    span.rate_bytes_per_s = 10.0 * MIB
+    assert segments.steal() is None
+    span.rate_bytes_per_s = 0.1 * MIB  # ten seconds for the rest
+    assert segments.steal() is not None
+
+
+def test_connections_grow_while_that_brings_more_and_not_further() -> None:
+    growth, fetched, now_s, targets = Growth(16, 2), 0, 0.0, []
+    for _ in range(8):
+        now_s += 0.3
+        fetched += min(growth.target, 8) * 1000  # the network carries eight
+        growth.step(now_s, fetched, saturated=True)
+        targets.append(growth.target)
+    assert targets[:3] == [4, 8, 16]  # the third doubling is tried, and brings nothing more
+    assert growth.target == 16
+    growth.shrink(now_s)
+    assert growth.target == 8
+
+
+def test_the_bucket_gives_the_rate_over_time() -> None:
+    now_s, sent = 0.0, 0
+    limiter = RateLimiter(1_000_000, clock=lambda: now_s)
+    while now_s < 10:
+        delay_s = limiter.charge(50_000)
+        sent += 50_000
+        now_s += delay_s
+    assert sent == pytest.approx(10_000_000, rel=0.03)
+    assert RateLimiter(None).charge(10**12) == 0
+
+
+@pytest.mark.anyio
+async def test_the_gate_holds_the_limit_serves_the_urgent_first_and_survives_cancels() -> None:
+    gate, go, order, held, peak = HostGate(2), anyio.Event(), list[int](), 0, 0
+
+    async def visit(priority: int) -> None:
+        nonlocal held, peak
+        async with gate.slot("host", priority):
+            held += 1
+            peak = max(peak, held)
+            order.append(priority)
+            await go.wait()
+            held -= 1
+
+    async with anyio.create_task_group() as group:
+        for priority in (9, 9, 5, 3, 1, 4):
+            group.start_soon(visit, priority)
+        await anyio.wait_all_tasks_blocked()
+        with anyio.move_on_after(0):
+            await visit(0)
+        go.set()
+    assert peak == 2
+    assert order == [9, 9, 1, 3, 4, 5]
+    async with gate.slot("host", 0), gate.slot("host", 0):
+        pass
