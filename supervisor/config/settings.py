@@ -330,6 +330,9 @@ class ModelsSection(Section):
     fsync: bool = Field(True, description="Flush a file to the disk before it is published.")
     organize: bool = Field(True, description="Sort files of downloads_directory by kind.")
     store: Path | None = Field(None, description="Content-addressed store shared by pods.")
+    store_staging: Path | None = Field(
+        None, description="Fast local disk for files on their way into a slow store."
+    )
     store_budget: Size | None = Field(None, description='Evict beyond this, like "500GB".')
 
 

@@ -73,7 +73,7 @@ class ModelManager:
         self._state = state
         self._downloader = downloader
         self._resolvers = resolvers
-        self._preflight = Preflight(resolvers, free)
+        self._preflight = Preflight(resolvers, free, store=settings.store)
         self._quick, self._slow = quick, slow
         self._give_up_after = give_up_after
         self._jobs: dict[str, Job] = {}

@@ -52,9 +52,15 @@ class Preflight:
     """Asks the sources without fetching a byte of payload."""
 
     def __init__(
-        self, resolvers: Mapping[str, Resolver], free: Callable[[Path], int] | None = None
+        self,
+        resolvers: Mapping[str, Resolver],
+        free: Callable[[Path], int] | None = None,
+        *,
+        store: Path | None = None,
     ) -> None:
+        """With a ``store`` the bytes go there, and the destinations are links."""
         self._resolvers = resolvers
+        self._store = store
         self._free = free or free_bytes
         self._limit = anyio.CapacityLimiter(_AT_ONCE)
 
@@ -116,18 +122,21 @@ class Preflight:
     def _without_room(self, jobs: list[Job], moving: list[Job]) -> dict[str, str]:
         by_device: defaultdict[int, list[Job]] = defaultdict(list)
         for job in jobs:
-            by_device[_existing(job.request.destination).stat().st_dev].append(job)
+            by_device[self._disk(job).stat().st_dev].append(job)
         refused: dict[str, str] = {}
         for device, members in by_device.items():
-            where = _existing(members[0].request.destination)
+            where = self._disk(members[0])
             spoken_for = sum(
                 max((j.size_bytes or 0) - j.bytes_done, 0)
                 for j in moving
-                if _existing(j.request.destination).stat().st_dev == device
+                if self._disk(j).stat().st_dev == device
             )
             needs = [_need(j) for j in sorted(members, key=lambda j: j.order)]
             refused |= without_room(needs, free_bytes=max(self._free(where) - spoken_for, 0))
         return refused
+
+    def _disk(self, job: Job) -> Path:
+        return _existing(self._store or job.request.destination)
 
     async def _size_up(self, job: Job) -> None:
         async with self._limit:

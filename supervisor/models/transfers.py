@@ -33,7 +33,7 @@ def open_downloader(engine: Downloader, section: ModelsSection) -> Downloader:
     direct = DirectDownloader(engine)
     if section.store is None:
         return direct
-    store = ModelStore(section.store)
+    store = ModelStore(section.store, staging=section.store_staging)
     return StoreDownloader(direct, store, Leases(store.locks))
 
 
