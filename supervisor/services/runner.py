@@ -250,14 +250,16 @@ class ServiceRunner:
 
     async def _launch(self, generation: int) -> Life | None:
         """Start the process; None when a stop was asked for meanwhile."""
-        with anyio.CancelScope() as self._launching:
-            if self._request is not None:
-                return None
-            if generation > 1 and self._around.released is not None:
-                with anyio.move_on_after(_RELEASE_WAIT_S):
-                    await self._around.released(self.spec)
-            return await self._around.launch(self.spec, generation, self._command())
-        self._launching = None
+        if self._request is not None:
+            return None
+        try:
+            with anyio.CancelScope() as self._launching:
+                if generation > 1 and self._around.released is not None:
+                    with anyio.move_on_after(_RELEASE_WAIT_S):
+                        await self._around.released(self.spec)
+                return await self._around.launch(self.spec, generation, self._command())
+        finally:
+            self._launching = None
         return None
 
     def _command(self) -> tuple[str, ...]:
@@ -267,7 +269,7 @@ class ServiceRunner:
         return command
 
     async def _attend(self, life: Life, course: Course) -> None:
-        self.life, self._course, self._launching = life, course, None
+        self.life, self._course = life, course
         self._board.publish(pid=life.pid)
         life.announced.changed = lambda: self._announce(life)
         try:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple, Protocol
@@ -75,6 +76,7 @@ class Sink:
         self._queue: list[LogLine] = []
         self._queued_bytes = 0
         self._wake: anyio.Event | None = None
+        self._writing = threading.Lock()  # a write that a cancellation left behind may go on
         self.error: str | None = None
 
     def put(self, lines: Sequence[LogLine], size_bytes: int) -> None:
@@ -108,7 +110,8 @@ class Sink:
 
     def _write(self, batch: list[LogLine]) -> None:
         try:
-            self._writer.write(batch)
+            with self._writing:
+                self._writer.write(batch)
             self.error = None
         except OSError as exc:
             # The ring still has the lines; a broken disk must not end the services.
@@ -166,7 +169,8 @@ class FileWriter:
 
     def _file(self, service: str) -> RotatedFile | None:
         if self._directory is not None and service not in self._files:
-            path = self._directory / f"{service}.log"
+            # A name from the configuration must not lead out of the folder.
+            path = self._directory / f"{service.replace('/', '_')}.log"
             self._files[service] = RotatedFile(path, self._max_bytes, self._keep)
         return self._files.get(service)
 

@@ -22,6 +22,17 @@ def test_a_computation_on_the_loop_is_caught() -> None:
     assert len(guard.blocked) == 1
 
 
+def test_a_sleep_on_the_loop_is_caught() -> None:
+    async def block() -> None:
+        time.sleep(4.0)  # noqa: ASYNC251 - the fault that is to be found
+        await anyio.lowlevel.checkpoint()
+
+    with watch_loop() as guard:
+        anyio.run(block)
+    assert len(guard.blocked) == 1
+    assert "block" in guard.blocked[0]
+
+
 def test_an_idle_loop_is_fine() -> None:
     with watch_loop() as guard:
         anyio.run(anyio.sleep, 0.1)
