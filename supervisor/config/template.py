@@ -83,7 +83,7 @@ _EXAMPLES: dict[str, Any] = {
     "models.hf_token": "better: HF_TOKEN",
     "models.civitai_token": "better: CIVITAI_API_KEY",
     "models.store": "/workspace/model-store",
-    "models.store_staging": "/tmp/models",
+    "models.store_staging": "/opt/model-staging",
     "models.store_budget": "500GB",
     "sync.enabled": True,
     "sync.source": "/workspace/output",

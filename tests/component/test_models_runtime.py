@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.util
+from dataclasses import replace
 from pathlib import Path
 
 import anyio
@@ -10,8 +12,12 @@ import pytest
 from supervisor.config.settings import ModelFile, ModelsSection
 from supervisor.core.events import EventBus
 from supervisor.core.state import StateStore
+from supervisor.models.embedded import read_workflow
 from supervisor.models.planning import plan_models
+from supervisor.models.references import display_url, parse_hub, recognise
 from supervisor.models.runtime import run_models
+from supervisor.models.workflow import distinct
+from tests.conftest import require
 from tests.support.hub import Hub, serve
 from tests.support.model_files import safetensors, safetensors_bytes
 
@@ -89,3 +95,49 @@ async def test_two_pods_share_one_download(tmp_path: Path) -> None:
         assert one.samefile(two)
         blobs = [s.path for s in hub.seen if s.server == "cdn" and s.method == "GET"]
         assert len(blobs) == len(set(blobs)) == 3
+
+
+@pytest.fixture
+def template() -> Path:
+    """A real workflow of ComfyUI's templates with models in subgraphs and bypassed nodes."""
+    spec = importlib.util.find_spec("comfyui_workflow_templates_json")
+    require(available=spec is not None, what="the package comfyui-workflow-templates-json")
+    assert spec is not None
+    assert spec.origin is not None
+    return Path(spec.origin).parent / "templates" / "video_wan2_2_14B_i2v.json"
+
+
+async def test_a_template_boots_with_what_it_needs(tmp_path: Path, template: Path) -> None:
+    async with serve(Hub()) as hub:
+        wanted: dict[str, bytes] = {}
+        for reference in distinct(read_workflow(template)):
+            assert reference.url is not None
+            source, where = recognise(display_url(reference.url))
+            assert source == "huggingface"
+            hubs = parse_hub(where)
+            data = safetensors_bytes([f"{reference.name}.weight"])
+            hub.add(hubs.repo, hubs.path, data)
+            wanted[f"{reference.directory}/{reference.name}"] = data
+        assert len(wanted) >= 4
+        models = tmp_path / "models"
+        # A cut-off leftover of an older tool stands where one of them belongs.
+        first = models / next(iter(wanted))
+        first.parent.mkdir(parents=True)
+        first.write_bytes(b"cut off")
+        settings = ModelsSection(bundles=(), workflows=(template,), hf_endpoint=hub.hub_url)
+        plan = plan_models(settings, directory=models, free_bytes=10**12)
+        assert {r.name for r in plan.requests} == wanted.keys()
+        # The catalog knows the real files; the stand-in's are smaller.
+        small = [replace(r, size_bytes=None, sha256=None) for r in plan.requests]
+        state = StateStore()
+        async with anyio.create_task_group() as group:
+
+            async def run() -> None:
+                await run_models(small, section=settings, environ={}, state=state, bus=EventBus())
+
+            group.start_soon(run)
+            with anyio.fail_after(60):
+                await state.wait(lambda s: s.downloads.done == len(wanted))
+            group.cancel_scope.cancel()
+        for name, data in wanted.items():
+            assert (models / name).read_bytes() == data
