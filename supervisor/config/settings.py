@@ -368,7 +368,7 @@ class SyncSection(Section):
         ("*.tmp", "*.part", "*.partial", "*.temp", "*.swp", ".*", "*~"),
         description="File names that never are.",
     )
-    concurrency: int = Field(4, ge=1, le=64, description="Uploads at once.")
+    concurrency: int = Field(8, ge=1, le=64, description="Uploads at once.")
     on_conflict: Literal["keep-both", "overwrite"] = Field(
         "keep-both", description="Other bytes under a key that exists: a new key, or overwrite."
     )

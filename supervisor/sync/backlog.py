@@ -21,13 +21,18 @@ class PathKey(NamedTuple):
 
 @dataclass(slots=True, eq=False)
 class Work:
-    """A finished file. Times are the event loop's; ``closed_at`` None: closed before we looked."""
+    """A finished file.
+
+    Times are the event loop's; ``closed_at`` None: nobody saw when. ``old``: it was there
+    before this run began, so that the target may have it.
+    """
 
     tree: Tree
     path: str
     identity: Identity
     closed_at: float | None = None
     fault: str | None = None  # why it goes to incomplete/
+    old: bool = False
     attempts: int = 0
     due_at: float = 0.0
     taken: bool = False

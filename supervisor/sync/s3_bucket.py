@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass, field
+from io import BytesIO
 from typing import Any
 
 from botocore.exceptions import ClientError
@@ -14,7 +15,19 @@ from supervisor.sync.s3_errors import is_forbidden, is_missing
 from supervisor.sync.target import KeyTakenError
 
 MTIME = "mtime-ns"
-MEMORY_BYTES = 32 * 1024 * 1024  # of file contents at once, over all uploads
+MEMORY_BYTES = 16 * 1024 * 1024  # of file contents at once, over all uploads
+
+
+class Pieces(BytesIO):
+    """Contents that are sent 1 MiB at a time.
+
+    Plain bytes would be copied whole into the transport's buffer, and aiohttp asks a file
+    for 64 KiB at a time, each through a thread.
+    """
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        """Return at least a MiB, or what is left; everything when no size is given."""
+        return super().read(size if size is None or size < 0 else max(size, 1024 * 1024))
 
 
 @dataclass(slots=True)

@@ -59,8 +59,9 @@ class Tracker:
         self._inbox = _Inbox()
         self._watched: dict[PathKey, Watched] = {}
         self._closed_at: dict[PathKey, float] = {}
+        self._old: set[PathKey] = set()  # found by the first scan
         self._looking = 0
-        self._scans = 0
+        self._scanned = False
         self._rescan = anyio.Event()
         self._settle_at: float | None = None
         self.final = False  # nobody writes any more: quiet periods and graces are over
@@ -107,9 +108,13 @@ class Tracker:
             found = examiner.scanner.walk()
             while batch := await to_thread.run_sync(lambda: [*islice(found, _BATCH)]):  # noqa: B023
                 for path in await to_thread.run_sync(examiner.news, batch):
-                    if self._backlog.get(PathKey(name, path)) is None:
-                        self._inbox.put(PathKey(name, path), None)
+                    key = PathKey(name, path)
+                    if self._backlog.get(key) is None:
+                        self._inbox.put(key, None)
+                        if not self._scanned:
+                            self._old.add(key)
             await to_thread.run_sync(self._watch_again, self._watchers[name])
+        self._scanned = True
 
     def hurry(self) -> None:
         """Look at everything that is waited for at once."""
@@ -208,6 +213,8 @@ class Tracker:
             self._watched[key] = watched
             return
         closed_at = self._closed_at.pop(key, None)
+        old = key in self._old
+        self._old.discard(key)
         if verdict is Verdict.GONE:
             self._backlog.drop(key)
             self._gone(key)
@@ -216,4 +223,4 @@ class Tracker:
         if closed_at is None and watched_before is not None:
             closed_at = now  # it was watched until nobody wrote: that was just now
         fault = fact.fault if verdict is Verdict.BROKEN else None
-        self._backlog.add(Work(tree, key.path, fact.identity, closed_at, fault))
+        self._backlog.add(Work(tree, key.path, fact.identity, closed_at, fault, old))

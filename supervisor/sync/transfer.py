@@ -74,7 +74,7 @@ class Transfer:
         row, known = await to_thread.run_sync(self._intend, work, before, digest, resumable)
         if known:
             return await self._commit(row, Stored(row.etag or "", verified=False, sent=False))
-        look_first = work.closed_at is None or before is not None or work.attempts > 0
+        look_first = work.old or before is not None or work.attempts > 0
         upload = await to_thread.run_sync(self._upload, work, row, look_first)
         try:
             stored = await self._target.store(upload)
