@@ -8,10 +8,8 @@ and waits for a reload that finds the configuration mended.
 from __future__ import annotations
 
 import logging
-import os
 import signal
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 import anyio
@@ -134,9 +132,11 @@ def salvage(source: Source) -> Settings:
     if loaded is None:
         return Settings()
     for section, key, value in _file_values(source):
-        if loaded.origin((section, key)) is None:
-            given.append(f"{section}.{key}={value}")
-            loaded = _try_load(environ, given) or loaded
+        if loaded.layers.get((section, key)) is None:
+            more = {**environ, f"SUPERVISOR_{section}__{key}".upper(): value}
+            better = _try_load(more, given)
+            if better is not None:
+                loaded, environ = better, more
     return loaded.settings
 
 
@@ -158,7 +158,7 @@ def _file_values(source: Source) -> Iterator[tuple[str, str, str]]:
 
 def _try_load(environ: Mapping[str, str], overrides: list[str]) -> LoadedSettings | None:
     try:
-        return load_settings(config=Path(os.devnull), environ=environ, overrides=overrides)
+        return load_settings(config=None, environ=environ, overrides=overrides, read_file=False)
     except ConfigError:
         return None
 

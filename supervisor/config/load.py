@@ -47,14 +47,18 @@ class LoadedSettings:
 
 
 def load_settings(
-    *, config: Path | None, environ: Mapping[str, str], overrides: Sequence[str] = ()
+    *,
+    config: Path | None,
+    environ: Mapping[str, str],
+    overrides: Sequence[str] = (),
+    read_file: bool = True,
 ) -> LoadedSettings:
-    """Read and validate everything.
+    """Read and validate everything; with ``read_file`` false everything but the file.
 
     Raises:
         ConfigError: with every problem that was found, not just the first.
     """
-    path = find_file(config, environ)
+    path = find_file(config, environ) if read_file else None
     layers = Layers()
     if path is not None:
         tables, text = parse_file(path)
