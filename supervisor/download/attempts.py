@@ -27,6 +27,8 @@ from supervisor.errors import (
     TransientTransferError,
 )
 
+# A server that wants more time than this is left to the caller, who has other files.
+LONGEST_PAUSE_S = 10.0
 _UNSAFE = re.compile(r'[\x00-\x1f\x7f/\\:*?"<>|]')
 
 
@@ -87,6 +89,10 @@ class Tries:
                 raise AuthRequiredError(
                     error.message, hint="the host refuses even fresh addresses; check the token"
                 ) from error
+        if (error.retry_after_s or 0.0) > LONGEST_PAUSE_S:
+            if sources.rotate():
+                return
+            raise error
         if self._failures >= self._attempts:
             raise error
         if self._failures > 1:

@@ -71,6 +71,14 @@ def journal_path(destination: Path) -> Path:
     return part.with_name(part.name + ".journal")
 
 
+def reserved_bytes(destination: Path) -> int:
+    """Bytes of the disk that the partial file of ``destination`` occupies already."""
+    try:
+        return part_path(destination).stat().st_blocks * 512  # stat(2): units of 512 bytes
+    except OSError:
+        return 0
+
+
 def boot_id() -> str:
     """Identify the running kernel; empty when it cannot be read (then nothing is trusted)."""
     try:
@@ -358,4 +366,5 @@ __all__ = [
     "discard_leftovers",
     "journal_path",
     "part_path",
+    "reserved_bytes",
 ]

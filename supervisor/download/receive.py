@@ -45,6 +45,7 @@ class Receiver(asyncio.BufferedProtocol):
         self._transport: asyncio.Transport | None = None
         self._handler: asyncio.BaseProtocol | None = None
         self._holds: set[str] = set()
+        self._early: bytes | memoryview = b""
         self._spill = bytearray(4096)
 
     async def run(self, response: aiohttp.ClientResponse, length: int) -> None:
@@ -79,21 +80,23 @@ class Receiver(asyncio.BufferedProtocol):
                 connection.protocol.read_timeout = None
                 connection.protocol.start_timeout()
             self._transport.set_protocol(self)
-            if not self._transport.is_reading() and not self._holds:
+            if self._holds:
+                self._transport.pause_reading()
+            elif not self._transport.is_reading():
                 self._transport.resume_reading()
         self._absorb(early)
         if self._transport is None and not self._done.done():
             raise TransientTransferError(f"Cannot download {self._where}: the connection closed")
         return True
 
-    def _absorb(self, early: bytes) -> None:
+    def _absorb(self, early: bytes | memoryview) -> None:
         view = memoryview(early)
         while view and not self._done.done():
             buffer = self.get_buffer(len(view))
             count = min(len(buffer), len(view))
             buffer[:count] = view[:count]
-            if self._block is None:  # no memory now: these bytes are asked for again
-                self.abort("out of buffers")
+            if self._block is None:  # no memory now: nothing is read until there is
+                self._early = view
                 return
             self.buffer_updated(count)
             view = view[count:]
@@ -186,7 +189,10 @@ class Receiver(asyncio.BufferedProtocol):
 
     def _got_block(self, block: bytearray) -> None:
         self._block, self._view = block, memoryview(block)
-        self.unhold("memory")
+        early, self._early = self._early, b""
+        self._absorb(early)
+        if self._block is not None:
+            self.unhold("memory")
 
     def _flush_last(self) -> None:
         self._intake.pool.forget(self._got_block)

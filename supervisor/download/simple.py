@@ -155,7 +155,8 @@ class SimpleDownloader:
         elif known.size_bytes != remote.size_bytes or known.etag != remote.etag:
             raise RemoteChangedError(f"Cannot resume {remote.origin}: the remote file changed")
         if reply.total is not None:
-            await run_sync(check_room, part.destination, reply.total - reply.start)
+            needed, begun = reply.total - reply.start, reply.start > 0
+            await run_sync(lambda: check_room(part.destination, needed, begun=begun))
         writer = _Writer(part, reply.start, reply.total, meter, self._limiter)
         meter.begin(done=reply.start, total=reply.total)
         try:

@@ -48,21 +48,26 @@ def existing_file(destination: Path, size_bytes: int | None, sha256: str | None)
     return size
 
 
-def check_room(destination: Path, needed_bytes: int) -> None:
+def check_room(destination: Path, needed_bytes: int, *, begun: bool = False) -> None:
     """Refuse a file that the disk cannot take, before its first byte. Blocking.
 
     Raises:
         DiskFullError: with the numbers.
+        TransientTransferError: likewise, for a file that had room when it was ``begun``:
+            somebody else took it and may give it back.
     """
     folder = destination.parent
     folder.mkdir(parents=True, exist_ok=True)
     free = shutil.disk_usage(folder).free
     if free < needed_bytes + min(RESERVE_BYTES, needed_bytes):
-        raise DiskFullError(
+        message = (
             f"Cannot download {destination.name}: it needs {needed_bytes} bytes more, "
-            f"{folder} has {free} free",
-            hint="free space or use a larger volume",
+            f"{folder} has {free} free"
         )
+        if begun:
+            hint = "free space; the download goes on where it stopped"
+            raise TransientTransferError(message, hint=hint, retry_after_s=ROOM_POLL_S)
+        raise DiskFullError(message, hint="free space or use a larger volume")
 
 
 class disk_errors:  # noqa: N801  (a context manager that reads as a statement)

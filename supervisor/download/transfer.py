@@ -14,10 +14,16 @@ from urllib.parse import urlsplit
 import anyio
 from anyio.abc import TaskGroup
 
-from supervisor.download.attempts import Sources, check_size, identify, resumable
+from supervisor.download.attempts import (
+    LONGEST_PAUSE_S,
+    Sources,
+    check_size,
+    identify,
+    resumable,
+)
 from supervisor.download.intake import Intake, in_thread
 from supervisor.download.meter import Meter
-from supervisor.download.partial import PartFile
+from supervisor.download.partial import PartFile, reserved_bytes
 from supervisor.download.receive import Receiver, can_take_over
 from supervisor.download.request import DownloadRequest, Resolved
 from supervisor.download.resources import Resources
@@ -106,6 +112,7 @@ class Transfer:
         self._segments = SegmentMap(0)
         self._growth = Growth(resources.connections, FIRST_CONNECTIONS)
         self._error: Exception | None = None
+        self._fetched_all = anyio.Event()
         self._digest = hashlib.sha256() if resolved.sha256 else None
 
     async def open(self, stack: AsyncExitStack) -> tuple[Reply, Span | None]:
@@ -189,9 +196,14 @@ class Transfer:
         await self._advance(0, self._size, checked=False)
 
     def _reserve(self) -> None:
-        check_room(self._part.destination, self._size - self._part.written.total)
+        part = self._part
+        check_room(
+            part.destination,
+            self._size - reserved_bytes(part.destination),
+            begun=part.written.total > 0,
+        )
         if self._size > SMALLEST_PIECE_BYTES:
-            self._part.allocate(self._size)
+            part.allocate(self._size)
 
     async def _ask(self, stack: AsyncExitStack, start: int, end: int) -> Reply:
         resources, identity, link = self._resources, self._part.identity, self._link
@@ -296,13 +308,19 @@ class Transfer:
         moved = self._meter.fetched > self._failed_at
         self._failures = 1 if moved else self._failures + 1
         self._failed_at = self._meter.fetched
-        if self._failures >= self._resources.attempts:
+        wanted_s = exc.retry_after_s or 0.0
+        alone = not self._segments.active
+        if self._failures >= self._resources.attempts or (alone and wanted_s > LONGEST_PAUSE_S):
             self._fail(group, exc)
             return
         if exc.retry_after_s is not None:
             self._growth.shrink(anyio.current_time())
+        if alone:
+            self._meter.say(exc.message)
         delay_s = self._resources.backoff.delay_s(self._failures - 1)
-        await anyio.sleep((exc.retry_after_s or 0.0) + delay_s)
+        # The others may fetch everything meanwhile: then nobody waits for this one.
+        with anyio.move_on_after(wanted_s + delay_s):
+            await self._fetched_all.wait()
 
     def _fail(self, group: TaskGroup, exc: Exception) -> None:
         if self._error is None:
@@ -330,6 +348,7 @@ class Transfer:
             if intake.error is not None:
                 group.cancel_scope.cancel()
         # Idle workers have ended by themselves; the last writes end in ``drain``.
+        self._fetched_all.set()
 
     def _grow(self, intake: Intake, group: TaskGroup) -> None:
         growth, segments = self._growth, self._segments

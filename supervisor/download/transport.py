@@ -7,6 +7,7 @@ another host, and because a signed address is worth keeping for the next range.
 from __future__ import annotations
 
 import ssl
+from base64 import b64encode
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -14,7 +15,8 @@ from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit, urlunsplit
+from urllib.request import getproxies, proxy_bypass
 
 import aiohttp
 import anyio
@@ -85,7 +87,9 @@ class Reply:
 def open_session(*, connections: int = 0, ca_file: Path | None = None) -> aiohttp.ClientSession:
     """Make the session of one engine.
 
-    Proxies come from the environment. Cookies are never kept: they would cross hosts.
+    Cookies are never kept: they would cross hosts. ``trust_env`` stays off: besides the
+    proxies (see ``proxy_for``) it means that netrc's user and password are added to every
+    request, signed addresses of storage hosts included.
     IPv6 is tried first and IPv4 a quarter of a second later (aiohttp's happy eyeballs).
     ``connections`` of 0 leaves the limit to the caller.
     """
@@ -95,7 +99,6 @@ def open_session(*, connections: int = 0, ca_file: Path | None = None) -> aiohtt
         cookie_jar=aiohttp.DummyCookieJar(),
         timeout=aiohttp.ClientTimeout(total=None, sock_connect=30),
         headers={"Accept-Encoding": "identity", "User-Agent": "comfypod-supervisor"},
-        trust_env=True,
     )
 
 
@@ -151,11 +154,16 @@ async def _follow(
 ) -> tuple[aiohttp.ClientResponse, Link]:
     seen: set[str] = set()
     for _ in range(MAX_REDIRECTS + 1):
+        proxy, proxy_headers = proxy_for(link.url)
+        # Without a tunnel the proxy reads the request itself.
+        plain = proxy_headers if link.url.startswith("http:") else {}
         with anyio.fail_after(timeout_s):
             response = await session.get(
                 _as_is(link.url),
-                headers={**link.headers, **headers},
+                headers={**link.headers, **headers, **plain},
                 allow_redirects=False,
+                proxy=proxy,
+                proxy_headers=proxy_headers,
                 **options,
             )
         if response.status not in REDIRECTS:
@@ -170,6 +178,21 @@ async def _follow(
         f"Cannot download {show_url(link.url)}: the redirects never end",
         hint="the address is misconfigured at its host; use another one",
     )
+
+
+def proxy_for(url: str) -> tuple[str | None, dict[str, str]]:
+    """The proxy that the environment names for ``url``, and the headers meant for it."""
+    parts = urlsplit(url)
+    proxies = getproxies()
+    proxy = proxies.get(parts.scheme) or proxies.get("all")
+    if not proxy or proxy_bypass(parts.hostname or ""):
+        return None, {}
+    target = urlsplit(proxy if "://" in proxy else f"http://{proxy}")
+    headers = {}
+    if target.username:
+        login = f"{unquote(target.username)}:{unquote(target.password or '')}"
+        headers["Proxy-Authorization"] = f"Basic {b64encode(login.encode()).decode('ascii')}"
+    return urlunsplit(target._replace(netloc=target.netloc.rpartition("@")[2])), headers
 
 
 def _redirected(link: Link, location: str) -> Link:

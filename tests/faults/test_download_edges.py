@@ -1,0 +1,163 @@
+"""Corners where an engine trips over its surroundings: netrc, tight disks, few buffers."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import anyio
+import pytest
+
+from supervisor.download import engine as engine_module
+from supervisor.download import storage
+from supervisor.download.engine import SegmentedDownloader
+from supervisor.download.limits import BufferPool
+from supervisor.download.request import Progress
+from supervisor.errors import DiskFullError, TransientTransferError
+from tests.support.bad_origin import Ask, Fault, serve
+from tests.support.downloads import QUICK, Direct, Log, only, random_bytes, wanted
+
+pytestmark = pytest.mark.anyio
+
+MIB = 1024 * 1024
+DATA = random_bytes(40 * MIB + 99)
+
+
+def make(**options: Any) -> SegmentedDownloader:
+    settings = {"stall_timeout_s": 5.0, "attempts": 5, "backoff": QUICK, "fsync": False}
+    return SegmentedDownloader(**{**settings, **options})
+
+
+async def test_netrc_is_left_to_the_sources(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither does it clash with a source's own header, nor reach a host that gave none."""
+    netrc = tmp_path / "netrc"
+    netrc.write_text("default login somebody password hidden\n")
+    monkeypatch.setenv("NETRC", str(netrc))
+    folder = tmp_path / "models"
+    async with serve(DATA[: 2 * MIB]) as storage_host:
+        moved = Fault(status=302, headers=(("Location", storage_host.url),))
+        async with serve(b"", lambda _: moved) as hub, make() as engine:
+            token = {"Authorization": "Bearer mine"}
+            await engine.fetch(wanted(folder, hub.url), Direct(headers=token), Log())
+            assert {ask.headers["authorization"] for ask in hub.asks} == {"Bearer mine"}
+        assert storage_host.asks
+        assert not any("authorization" in ask.headers for ask in storage_host.asks)
+    only(folder, "model.bin")
+
+
+async def test_the_environment_names_the_proxy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with serve(DATA) as proxy, make() as engine:
+        monkeypatch.setenv("http_proxy", f"http://user:p%40ss@127.0.0.1:{proxy.port}")
+        monkeypatch.setenv("no_proxy", "")
+        await engine.fetch(wanted(tmp_path, "http://models.invalid/m"), Direct(), Log())
+
+        assert {ask.path for ask in proxy.asks} == {"http://models.invalid/m"}
+        # "user:p@ss" in base64
+        assert {ask.headers["proxy-authorization"] for ask in proxy.asks} == {"Basic dXNlcjpwQHNz"}
+        assert (tmp_path / "model.bin").read_bytes() == DATA
+
+
+async def test_few_buffers_slow_down_but_break_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine_module, "BufferPool", lambda: BufferPool(3))
+    async with serve(DATA, lambda _: Fault(bytes_per_s=40e6)) as origin:
+        async with make(connections=16, attempts=1) as engine:
+            request = wanted(tmp_path, origin.url, sha256=origin.sha256)
+            result = await engine.fetch(request, Direct(), Log())
+        assert result.bytes_fetched == len(DATA)
+        assert (tmp_path / "model.bin").read_bytes() == DATA
+
+
+async def test_a_long_pause_is_left_to_the_caller(tmp_path: Path) -> None:
+    """It has other files to fetch meanwhile."""
+
+    def busy(ask: Ask) -> Fault:
+        return Fault(status=429, headers=(("Retry-After", "600"),)) if ask.number else Fault()
+
+    async with serve(DATA, busy) as origin, make() as engine:
+        with anyio.fail_after(10), pytest.raises(TransientTransferError) as caught:
+            await engine.fetch(wanted(tmp_path, origin.url), Direct(), Log())
+        assert caught.value.retry_after_s == 600
+
+
+async def test_a_short_pause_is_kept_and_shown(tmp_path: Path) -> None:
+    def busy(ask: Ask) -> Fault:
+        return Fault(status=429, headers=(("Retry-After", "1"),)) if ask.number < 2 else Fault()
+
+    log = Log()
+    async with serve(DATA, busy) as origin, make() as engine:
+        start_s = anyio.current_time()
+        await engine.fetch(wanted(tmp_path, origin.url), Direct(), log)
+        assert anyio.current_time() - start_s >= 2.0
+    assert any("429" in (step.message or "") for step in log.steps)
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system that takes the file, and the reserve, once."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=100m", "tmpfs", str(folder)]
+    if subprocess.run(mount, check=False, capture_output=True).returncode:
+        pytest.skip("mounting is not allowed here")
+    yield folder
+    subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+async def _interrupt(folder: Path, url: str, at_bytes: int, **options: Any) -> None:
+    with anyio.CancelScope() as scope:
+
+        def stop(step: Progress) -> None:
+            if step.bytes_done >= at_bytes:
+                scope.cancel()
+
+        async with make(**options) as engine:
+            await engine.fetch(wanted(folder, url), Direct(), stop)
+    assert scope.cancelled_caught
+
+
+@pytest.mark.needs("root", "mount")
+async def test_room_that_is_reserved_already_is_not_asked_for_again(disk: Path) -> None:
+    async with serve(DATA, lambda _: Fault(bytes_per_s=8e6)) as origin:
+        await _interrupt(disk, origin.url, 4 * MIB)
+        assert not (disk / "model.bin").exists()
+        origin.behave = lambda _: Fault()
+        async with make() as engine:
+            await engine.fetch(wanted(disk, origin.url), Direct(), Log())
+    assert (disk / "model.bin").read_bytes() == DATA
+
+
+@pytest.mark.needs("root", "mount")
+async def test_a_disk_that_another_fills_meanwhile_is_waited_for(
+    disk: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not even preallocated, as on network volumes: still no permanent failure."""
+    monkeypatch.setattr("supervisor.download.partial._fallocate", lambda *_: False)
+    async with serve(DATA, lambda _: Fault(bytes_per_s=8e6)) as origin:
+        await _interrupt(disk, origin.url, 4 * MIB)
+        other = disk / "other"
+        other.write_bytes(bytes(80 * MIB))
+        async with make() as engine:
+            with pytest.raises(TransientTransferError, match="bytes more") as caught:
+                await engine.fetch(wanted(disk, origin.url), Direct(), Log())
+            assert caught.value.retry_after_s == storage.ROOM_POLL_S
+            other.unlink()
+            result = await engine.fetch(wanted(disk, origin.url), Direct(), Log())
+    assert result.bytes_fetched < len(DATA)
+    assert (disk / "model.bin").read_bytes() == DATA
+
+
+@pytest.mark.needs("root", "mount")
+async def test_a_file_that_never_fits_fails_at_once(disk: Path) -> None:
+    (disk / "other").write_bytes(bytes(70 * MIB))
+    async with serve(DATA) as origin, make() as engine:
+        with pytest.raises(DiskFullError, match="bytes more"):
+            await engine.fetch(wanted(disk, origin.url), Direct(), Log())
+        assert origin.sent < 16 * MIB
