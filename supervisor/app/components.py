@@ -72,7 +72,7 @@ class Components:
             fsync=section.fsync,
             rate_limit_bytes_per_s=_rate(section.rate_limit),
         )
-        async with aiohttp.ClientSession(trust_env=True) as session, downloader:
+        async with aiohttp.ClientSession() as session, downloader:
             context = sources.SourceContext(
                 session=session,
                 hf_endpoint=section.hf_endpoint,

@@ -14,7 +14,7 @@ import anyio
 import anyio.to_thread
 
 from supervisor.core.status import DownloadState
-from supervisor.download.partial import part_path
+from supervisor.download.partial import reserved_bytes
 from supervisor.download.request import DownloadRequest, Resolved, Resolver
 from supervisor.errors import DiskFullError, PermanentTransferError, SupervisorError, TransferError
 from supervisor.models.folders import safe_file_name
@@ -126,11 +126,7 @@ class Preflight:
         refused: dict[str, str] = {}
         for device, members in by_device.items():
             where = self._disk(members[0])
-            spoken_for = sum(
-                max((j.size_bytes or 0) - j.bytes_done, 0)
-                for j in moving
-                if self._disk(j).stat().st_dev == device
-            )
+            spoken_for = sum(_to_write(j) for j in moving if self._disk(j).stat().st_dev == device)
             needs = [_need(j) for j in sorted(members, key=lambda j: j.order)]
             refused |= without_room(needs, free_bytes=max(self._free(where) - spoken_for, 0))
         return refused
@@ -198,15 +194,13 @@ def _need(job: Job) -> Need:
         return Need(job.request.name, None)
     if _size_of(job.request.destination) == size:
         return Need(job.request.name, 0)
-    return Need(job.request.name, max(size - _resumable(job.request.destination), 0))
+    return Need(job.request.name, _to_write(job))
 
 
-def _resumable(destination: Path) -> int:
-    """Bytes on the disk of an earlier try; a sparse file takes less than it is long."""
-    try:
-        return part_path(destination).stat().st_blocks * 512
-    except OSError:
-        return 0
+def _to_write(job: Job) -> int:
+    """Bytes that are still to be taken from the free ones: the engine preallocates files."""
+    there = max(job.bytes_done, reserved_bytes(job.request.destination))
+    return max((job.size_bytes or 0) - there, 0)
 
 
 def _existing(path: Path) -> Path:

@@ -35,7 +35,7 @@ async def opened_sources(
     section: ModelsSection, environ: Mapping[str, str]
 ) -> AsyncIterator[dict[str, Resolver]]:
     """Open the sources for the time of the context."""
-    async with aiohttp.ClientSession(trust_env=True) as session:
+    async with aiohttp.ClientSession() as session:
         context = SourceContext.from_settings(section, session=session, environ=environ)
         yield open_sources(context)
 

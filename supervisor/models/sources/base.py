@@ -22,6 +22,7 @@ from supervisor.download.request import (
     Resolved,
     TransferResult,
 )
+from supervisor.download.transport import proxy_for
 from supervisor.errors import (
     AuthRequiredError,
     NotFoundError,
@@ -70,7 +71,11 @@ class Credentials:
 
 @dataclass(frozen=True, slots=True)
 class SourceContext:
-    """Everything a source needs. ``session`` must not follow redirects by itself."""
+    """Everything a source needs.
+
+    ``session`` is made without ``trust_env``: with it aiohttp would add netrc's password to
+    requests that carry a token, and refuse them.
+    """
 
     session: aiohttp.ClientSession
     hf_endpoint: str = "https://huggingface.co"
@@ -136,9 +141,18 @@ async def call(
     timeout = aiohttp.ClientTimeout(total=context.answer_timeout_s)
     # The plain bytes are hashed, so they must travel as they are stored.
     merged = {"User-Agent": USER_AGENT, "Accept-Encoding": "identity", **headers}
+    proxy, proxy_headers = proxy_for(url)
+    if url.startswith("http:"):  # without a tunnel the proxy reads the request itself
+        merged |= proxy_headers
     try:
         async with context.session.request(
-            method, url, headers=merged, allow_redirects=False, timeout=timeout
+            method,
+            url,
+            headers=merged,
+            allow_redirects=False,
+            timeout=timeout,
+            proxy=proxy,
+            proxy_headers=proxy_headers,
         ) as response:
             yield response
     except TransferError:

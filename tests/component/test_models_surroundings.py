@@ -1,0 +1,62 @@
+"""What the models take from the machine they run on: netrc, and room on its disk."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import anyio
+import pytest
+
+from supervisor.config.settings import ModelsSection
+from supervisor.core.status import DownloadState
+from supervisor.download.partial import part_path
+from supervisor.download.request import DownloadRequest
+from supervisor.models.preflight import Preflight
+from supervisor.models.queue import Job
+from supervisor.models.runtime import opened_downloader, opened_sources
+from tests.support.hub import Hub, serve
+
+pytestmark = pytest.mark.anyio
+
+GB = 10**9
+
+
+async def test_a_file_behind_netrc_is_fetched(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    netrc = tmp_path / "netrc"
+    netrc.write_text("machine 127.0.0.1 login me password word\n")
+    netrc.chmod(0o600)
+    monkeypatch.setenv("NETRC", str(netrc))  # where aiohttp would look by itself
+    hub = Hub()
+    hub.files["/files/f.bin"] = (b"data", {})
+    hub.users["/files/f.bin"] = ("me", "word")
+    async with serve(hub):
+        url = hub.hub_url + "/files/f.bin"
+        request = DownloadRequest("f.bin", url, tmp_path / "models" / "f.bin", reference=url)
+        section = ModelsSection()
+        async with (
+            opened_sources(section, {"NETRC": str(netrc)}) as sources,
+            opened_downloader(section) as engine,
+        ):
+            await engine.fetch(request, sources["http"], lambda _: None)
+    assert await anyio.Path(request.destination).read_bytes() == b"data"
+
+
+async def test_room_reserved_by_a_file_under_way_is_not_counted_twice(tmp_path: Path) -> None:
+    moving, waiting = (
+        Job(DownloadRequest(n, "", tmp_path / n, size_bytes=6 * GB), index)
+        for index, n in enumerate(("moving", "waiting"))
+    )
+    moving.state = DownloadState.ACTIVE
+    part = part_path(moving.request.destination)
+    descriptor = os.open(part, os.O_RDWR | os.O_CREAT)
+    try:
+        os.posix_fallocate(descriptor, 0, 1_000_000)
+        moving.bytes_total = 1_000_000
+        preflight = Preflight({}, free=lambda _: 6 * GB + 1024**3)
+
+        assert await preflight.without_room([waiting], [moving]) == {}
+    finally:
+        os.close(descriptor)
