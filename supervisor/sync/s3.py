@@ -35,7 +35,7 @@ from supervisor.sync.s3_put import SinglePut
 from supervisor.sync.s3_restore import download
 
 _M_MMAP_THRESHOLD = -3  # malloc.h
-SINGLE_PUT_BYTES = 16 * 1024 * 1024
+SINGLE_PUT_BYTES = 8 * 1024 * 1024
 
 
 class S3Target:

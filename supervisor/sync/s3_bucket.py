@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass, field
-from io import BytesIO
 from typing import Any
 
 from botocore.exceptions import ClientError
@@ -16,18 +15,6 @@ from supervisor.sync.target import KeyTakenError
 
 MTIME = "mtime-ns"
 MEMORY_BYTES = 16 * 1024 * 1024  # of file contents at once, over all uploads
-
-
-class Pieces(BytesIO):
-    """Contents that are sent 1 MiB at a time.
-
-    Plain bytes would be copied whole into the transport's buffer, and aiohttp asks a file
-    for 64 KiB at a time, each through a thread.
-    """
-
-    def read(self, size: int | None = -1, /) -> bytes:
-        """Return at least a MiB, or what is left; everything when no size is given."""
-        return super().read(size if size is None or size < 0 else max(size, 1024 * 1024))
 
 
 @dataclass(slots=True)

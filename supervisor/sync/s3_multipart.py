@@ -14,7 +14,7 @@ from botocore.exceptions import ClientError
 
 from supervisor.errors import TransferError, TransientTransferError
 from supervisor.sync.model import Resume, Stored, Upload
-from supervisor.sync.s3_bucket import Bucket, Pieces, etag_of, headers_of, md5_of, same
+from supervisor.sync.s3_bucket import Bucket, etag_of, headers_of, md5_of, same
 from supervisor.sync.s3_errors import code_of, is_forbidden, is_missing
 from supervisor.sync.target import FileChangedError, KeyTakenError, expect_unchanged, read_part
 
@@ -103,7 +103,7 @@ class Multipart:
                     Key=upload.key,
                     UploadId=resume.upload_id,
                     PartNumber=number,
-                    Body=Pieces(body),
+                    Body=body,
                     ContentMD5=base64.b64encode(md5).decode(),
                 )
                 del body

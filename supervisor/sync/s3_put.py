@@ -12,7 +12,7 @@ from botocore.exceptions import ClientError
 
 from supervisor.sync.keys import alternative_key
 from supervisor.sync.model import Stored, Upload
-from supervisor.sync.s3_bucket import Bucket, Pieces, etag_of, headers_of, md5_of
+from supervisor.sync.s3_bucket import Bucket, etag_of, headers_of, md5_of
 from supervisor.sync.s3_errors import is_missing, is_precondition, status_of
 from supervisor.sync.target import KeyTakenError, read_part
 
@@ -119,7 +119,7 @@ class SinglePut:
         answer: dict[str, Any] = await s3.put_object(
             Bucket=self._bucket.name,
             Key=upload.key,
-            Body=Pieces(body),
+            Body=body,
             ContentMD5=base64.b64encode(md5).decode(),
             **headers_of(upload),
             **conditions,
