@@ -14,6 +14,7 @@ from supervisor.api import metrics
 from supervisor.api.context import ApiContext
 from supervisor.api.guard import SECURITY_HEADERS, Guard, check_same_origin
 from supervisor.api.health import Health
+from supervisor.api.pages import PUBLIC, Pages
 from supervisor.api.routes import Routes, answer
 from supervisor.api.schema import error_document, error_status
 from supervisor.api.sockets import peer_uid
@@ -51,10 +52,12 @@ def owner_application(context: ApiContext, routes: Routes) -> web.Application:
 def health_application(context: ApiContext, routes: Routes) -> web.Application:
     """Make the application of the health port."""
     guard = Guard(context.token)
+    pages = Pages(guard) if context.dashboard else None
+    public = _PUBLIC | PUBLIC if pages else _PUBLIC
 
     @web.middleware
     async def guarded(request: web.Request, handler: Handler) -> web.StreamResponse:
-        if request.path in _PUBLIC:
+        if request.path in public:
             return await handler(request)
         given = request.query.get("token")
         if given is not None and request.method in _SAFE and await guard.accepts(given):
@@ -72,6 +75,8 @@ def health_application(context: ApiContext, routes: Routes) -> web.Application:
 
     application = _application([_errors(context), guarded])
     application.on_response_prepare.append(_harden)
+    if pages:
+        application.add_routes(pages.table())
     application.add_routes(routes.table())
     application.add_routes(_health_routes(context))
     return application

@@ -191,7 +191,9 @@ async def _send_snapshots(
             await state.wait(partial(_differs, state, sent))
             sent = state.revision
             text = render(state.snapshot)
-        await response.write(f"event: snapshot\ndata: {text}\n\n".encode() if text else b": \n\n")
+        # A beat is an event of its own: comments would not reach the page's script.
+        message = f"event: snapshot\ndata: {text}\n\n" if text else "event: beat\ndata:\n\n"
+        await response.write(message.encode())
         await anyio.sleep(SNAPSHOT_INTERVAL_S)
 
 

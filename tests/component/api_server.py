@@ -142,8 +142,8 @@ def make_context(**parts: Any) -> tuple[ApiContext, list[str], list[bool]]:
 
 
 @asynccontextmanager
-async def serving(tmp_path: Path, **parts: Any) -> AsyncIterator[Server]:
-    """Serve until the body ends."""
+async def serving(tmp_path: Path, *, port: int = 0, **parts: Any) -> AsyncIterator[Server]:
+    """Serve until the body ends; ``parts`` are fields of the context."""
     context, stops, reloads = make_context(**parts)
     path = tmp_path / "run" / "s.sock"
     async with anyio.create_task_group() as tasks:
@@ -152,7 +152,7 @@ async def serving(tmp_path: Path, **parts: Any) -> AsyncIterator[Server]:
         async def serve(*, task_status: Any) -> None:
             with end:
                 await serve_api(
-                    context, socket_path=path, host="127.0.0.1", port=0, task_status=task_status
+                    context, socket_path=path, host="127.0.0.1", port=port, task_status=task_status
                 )
             ended.set()
 
