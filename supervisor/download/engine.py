@@ -83,7 +83,7 @@ class SegmentedDownloader:
         self._resources: Resources | None = None
 
     async def __aenter__(self) -> Self:
-        session = await self._stack.enter_async_context(open_session(ca_file=self._ca_file))
+        session = await self._stack.enter_async_context(await open_session(ca_file=self._ca_file))
         self._resources = Resources(
             session=session,
             threads=self._threads("download-disk", WRITERS),
@@ -121,6 +121,7 @@ class SegmentedDownloader:
         resources = self._need()
         meter, sources = Meter(progress), Sources(request, resolver)
         tries = Tries(self._attempts, self._backoff)
+        resources.transfers += 1
         try:
             while True:
                 before = meter.fetched
@@ -129,6 +130,7 @@ class SegmentedDownloader:
                 except (PermanentTransferError, TransientTransferError) as exc:
                     await tries.again(exc, sources, meter, moved=meter.fetched > before)
         finally:
+            resources.transfers -= 1
             resources.urgent.discard(request.name)
 
     async def _attempt(
@@ -155,7 +157,8 @@ class SegmentedDownloader:
                 await in_thread(resources.threads, opened.discard)
                 raise
             finally:
-                await in_thread(resources.threads, opened.close)
+                if opened.fd >= 0:
+                    await in_thread(resources.threads, opened.close)
 
     async def _open(self, destination: Path, resolved: Resolved, meter: Meter) -> PartFile | int:
         """The locked part file, or the size of the destination when it is whole already."""

@@ -164,13 +164,12 @@ class PartFile:
             JournalError: likewise, for the record.
         """
         _write_all(self.fd, offset, data)
-        block = Block(offset, len(data), zlib.crc32(data))
+        crc = zlib.crc32(data) if self._journal is not None else 0
         with self._lock:
             if self._journal is not None:
-                record = {"w": [block.offset, block.length, block.crc]}
-                self._journal.append(record, sync=False)
+                self._journal.append({"w": [offset, len(data), crc]}, sync=False)
+                self._blocks.append(Block(offset, len(data), crc))
                 self._recorded += 1
-            self._blocks.append(block)
             self.written.add(offset, offset + len(data))
 
     def checkpoint(self) -> None:

@@ -15,6 +15,8 @@ from supervisor.download.partial import PartFile
 from supervisor.download.request import DownloadRequest
 from supervisor.download.segments import SMALLEST_PIECE_BYTES
 
+FIRST_CONNECTIONS = 4
+
 
 @dataclass(slots=True)
 class Resources:
@@ -33,6 +35,12 @@ class Resources:
     drop_cache: bool
     attempts: int
     urgent: set[str] = field(default_factory=set)
+    transfers: int = 0  # running now
+
+    @property
+    def first_connections(self) -> int:
+        """How many to begin with: other files keep the network busy too."""
+        return max(1, FIRST_CONNECTIONS // max(1, self.transfers))
 
     def priority(self, request: DownloadRequest, *, first: bool) -> int:
         """Who gets a connection: urgent files, required ones, then one for every file."""

@@ -78,7 +78,7 @@ class SimpleDownloader:
 
     async def __aenter__(self) -> Self:
         if self._session is None:
-            self._session = open_session(ca_file=self._ca_file)
+            self._session = await open_session(ca_file=self._ca_file)
         return self
 
     async def __aexit__(

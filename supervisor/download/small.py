@@ -6,11 +6,13 @@ import hashlib
 
 import anyio
 
+from supervisor.download.attempts import identify
 from supervisor.download.intake import in_thread
 from supervisor.download.meter import Meter
 from supervisor.download.partial import PartFile
 from supervisor.download.request import Resolved, TransferResult
 from supervisor.download.resources import Resources
+from supervisor.download.storage import check_room
 from supervisor.download.transport import Reply
 from supervisor.download.verify import MalformedFileError, check_hash, check_start
 from supervisor.errors import TransientTransferError
@@ -38,17 +40,20 @@ async def receive_small(
         raise TransientTransferError(f"Cannot download {part.destination.name}: it was cut")
 
     def work() -> None:
+        check_room(part.destination, size)
         name, digest, position = part.destination.name, hashlib.sha256(), 0
+        part.restart(identify(reply, resolved), journal=False)
         for chunk in chunks:
             if resolved.sha256:
                 digest.update(chunk)
+            part.write(position, chunk)
+            position += len(chunk)
         if resolved.sha256:
             check_hash(name, expected=resolved.sha256, actual=digest.hexdigest())
-        data = b"".join(chunks)
-        part.write(position, data)
         if not check_start(part.fd, size, name, size):
             raise MalformedFileError(f"Cannot use {name}: it is truncated")
         part.publish(size, resolved.sha256)
+        part.close()
 
     await in_thread(resources.threads, work)
     meter.finish(size)

@@ -43,7 +43,6 @@ from supervisor.download.verify import check_hash, check_start, hash_range
 from supervisor.errors import ChecksumMismatchError, TransientTransferError
 
 MIB = 1024 * 1024
-FIRST_CONNECTIONS = 4
 TICK_S = 0.1
 GROWTH_INTERVAL_S = 0.25
 GROWTH_FACTOR = 1.1  # more connections must bring so much, or their number stays
@@ -110,7 +109,9 @@ class Transfer:
         self._workers = 0
         self._size = 0
         self._segments = SegmentMap(0)
-        self._growth = Growth(resources.connections, FIRST_CONNECTIONS)
+        self._growth = Growth(
+            resources.connections, min(resources.connections, resources.first_connections)
+        )
         self._error: Exception | None = None
         self._fetched_all = anyio.Event()
         self._digest = hashlib.sha256() if resolved.sha256 else None
@@ -139,8 +140,10 @@ class Transfer:
         if known is None:
             if reply.start != 0:
                 raise RemoteChangedError(f"Cannot resume {remote.origin}: its size is unknown")
-            journal = reply.total > SMALLEST_PIECE_BYTES
-            await in_thread(self._resources.threads, lambda: part.restart(remote, journal=journal))
+            if reply.total > SMALLEST_PIECE_BYTES or reply.length != reply.total:
+                await in_thread(self._resources.threads, lambda: part.restart(remote))
+            else:  # comes whole in this answer: a journal would not pay
+                part.identity = remote
         self._size = reply.total
         self._check(reply, start)
         self._link = reply.link

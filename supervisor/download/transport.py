@@ -20,6 +20,7 @@ from urllib.request import getproxies, proxy_bypass
 
 import aiohttp
 import anyio
+from anyio.to_thread import run_sync
 from yarl import URL
 
 from supervisor.core.clock import wall_time_s
@@ -84,7 +85,9 @@ class Reply:
     modified: str | None
 
 
-def open_session(*, connections: int = 0, ca_file: Path | None = None) -> aiohttp.ClientSession:
+async def open_session(
+    *, connections: int = 0, ca_file: Path | None = None
+) -> aiohttp.ClientSession:
     """Make the session of one engine.
 
     Cookies are never kept: they would cross hosts. ``trust_env`` stays off: besides the
@@ -93,7 +96,9 @@ def open_session(*, connections: int = 0, ca_file: Path | None = None) -> aiohtt
     IPv6 is tried first and IPv4 a quarter of a second later (aiohttp's happy eyeballs).
     ``connections`` of 0 leaves the limit to the caller.
     """
-    context = ssl.create_default_context(cafile=str(ca_file) if ca_file else None)
+    # Reading the system's certificates takes 50 to 150 ms: not on the event loop.
+    cafile = str(ca_file) if ca_file else None
+    context = await run_sync(lambda: ssl.create_default_context(cafile=cafile))
     return aiohttp.ClientSession(
         connector=aiohttp.TCPConnector(limit=connections, ssl=context, ttl_dns_cache=60),
         cookie_jar=aiohttp.DummyCookieJar(),
