@@ -16,6 +16,7 @@ import fcntl
 import hashlib
 import os
 import threading
+import time
 import zlib
 from contextlib import suppress
 from dataclasses import dataclass
@@ -30,6 +31,8 @@ from supervisor.errors import JournalError
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 _NO_LOCKS = frozenset({errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL})
 _NO_FALLOCATE = frozenset({errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL})
+_SAMPLE_BYTES = 64 * 1024 * 1024
+_SAMPLE_S = 0.01  # a file system with extents needs well under a millisecond
 _LONGEST_NAME = 200  # of 255; leaves room for the dot and the suffixes
 
 
@@ -146,14 +149,21 @@ class PartFile:
                 self._drop_journal()
 
     def allocate(self, size_bytes: int) -> None:
-        """Reserve the file's whole size, sparse where the file system cannot.
+        """Reserve the file's whole size, sparse where that is refused or slow.
+
+        On tmpfs, and where a file system fills what it reserves, this would cost as much as
+        the download; then only a first part is reserved, and found slow.
 
         Raises:
             OSError: ENOSPC, EDQUOT, EFBIG.
         """
         if os.fstat(self.fd).st_size > size_bytes:
             os.ftruncate(self.fd, size_bytes)
-        if size_bytes and not _fallocate(self.fd, size_bytes):
+        sample = min(size_bytes, _SAMPLE_BYTES)
+        began_s = time.monotonic()
+        reserved = sample > 0 and _fallocate(self.fd, sample)
+        quick = time.monotonic() - began_s < _SAMPLE_S
+        if not (reserved and (sample == size_bytes or (quick and _fallocate(self.fd, size_bytes)))):
             os.ftruncate(self.fd, size_bytes)
 
     def write(self, offset: int, data: memoryview | bytes) -> None:

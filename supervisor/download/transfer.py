@@ -6,7 +6,6 @@ import hashlib
 import os
 from collections.abc import Coroutine
 from contextlib import AsyncExitStack
-from dataclasses import dataclass
 from statistics import median
 from typing import Any
 from urllib.parse import urlsplit
@@ -21,6 +20,7 @@ from supervisor.download.attempts import (
     identify,
     resumable,
 )
+from supervisor.download.growth import Growth
 from supervisor.download.intake import Intake, in_thread
 from supervisor.download.meter import Meter
 from supervisor.download.partial import PartFile, reserved_bytes
@@ -44,42 +44,11 @@ from supervisor.errors import ChecksumMismatchError, TransientTransferError
 
 MIB = 1024 * 1024
 TICK_S = 0.1
-GROWTH_INTERVAL_S = 0.25
-GROWTH_FACTOR = 1.1  # more connections must bring so much, or their number stays
-GROWTH_PAUSE_S = 5.0
 SLOW_SHARE = 0.1  # of the median of its siblings: such a connection is replaced
 SLOW_AFTER_S = 5.0
 HASH_STEP_BYTES = 4 * MIB
 HASH_MOST_BYTES = 32 * MIB
 EARLY_BYTES = MIB  # what aiohttp may hold before a receiver takes the connection over
-
-
-@dataclass(slots=True)
-class Growth:
-    """How many connections; grows while that helps. Pure but for the times it is given."""
-
-    most: int
-    target: int
-    best: float = 0.0
-    at_s: float = 0.0
-    fetched: int = 0
-
-    def step(self, now_s: float, fetched: int, *, saturated: bool) -> None:
-        """Look at the throughput since the last step."""
-        elapsed_s = now_s - self.at_s
-        if elapsed_s < GROWTH_INTERVAL_S or not saturated:
-            return
-        rate = (fetched - self.fetched) / elapsed_s
-        self.at_s, self.fetched = now_s, fetched
-        if rate > self.best * GROWTH_FACTOR:
-            self.best = rate
-            self.target = min(self.most, self.target * 2)
-        elif elapsed_s < GROWTH_PAUSE_S:
-            self.best *= 0.98  # forget slowly: a network may become faster later
-
-    def shrink(self, now_s: float) -> None:
-        """The host is overloaded."""
-        self.target, self.at_s = max(1, self.target // 2), now_s + GROWTH_PAUSE_S
 
 
 class Transfer:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import anyio
 import pytest
 
+from supervisor.download.growth import Growth
 from supervisor.download.limits import HostGate, RateLimiter
 from supervisor.download.segments import MIB, Intervals, SegmentMap, piece_bytes
-from supervisor.download.transfer import Growth
 
 
 @pytest.mark.parametrize(
@@ -70,6 +70,26 @@ def test_connections_grow_while_that_brings_more_and_not_further() -> None:
     assert growth.target == 16
     growth.shrink(now_s)
     assert growth.target == 8
+
+
+def test_a_burst_at_the_start_does_not_stop_the_growth_for_good() -> None:
+    growth, fetched, now_s = Growth(16, 4), 500_000, 0.0  # burst
+    for _ in range(40):
+        now_s += 0.3
+        fetched += growth.target * 1000  # every connection is throttled alike
+        growth.step(now_s, fetched, saturated=True)
+    assert growth.target == 16
+
+
+def test_a_probe_that_brings_nothing_is_taken_back() -> None:
+    growth, fetched, now_s, targets = Growth(64, 4), 0, 0.0, []
+    for _ in range(60):
+        now_s += 0.3
+        fetched += 8000
+        growth.step(now_s, fetched, saturated=True)
+        targets.append(growth.target)
+    assert max(targets) == 10
+    assert targets.count(8) > targets.count(10)
 
 
 def test_the_bucket_gives_the_rate_over_time() -> None:

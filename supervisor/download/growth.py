@@ -1,0 +1,50 @@
+"""How many connections a file gets: more while that brings more. Pure."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+INTERVAL_S = 0.25
+FACTOR = 1.1  # more connections must bring so much, or their number stays
+HELD_STEPS = 4
+PAUSE_S = 5.0
+
+
+@dataclass(slots=True)
+class Growth:
+    """The target number of connections, from the throughput they brought so far.
+
+    It doubles while that pays. Then, once a second, a quarter more is tried, because the
+    first seconds may have been a burst; what brings nothing is taken back.
+    """
+
+    most: int
+    target: int
+    best: float = 0.0
+    at_s: float = 0.0
+    fetched: int = 0
+    held: int = 0
+    before_probe: int | None = None
+
+    def step(self, now_s: float, fetched: int, *, saturated: bool) -> None:
+        """Look at the bytes ``fetched`` since the last step; ``saturated``: all are busy."""
+        elapsed_s = now_s - self.at_s
+        if elapsed_s < INTERVAL_S or not saturated:
+            return
+        rate = (fetched - self.fetched) / elapsed_s
+        self.at_s, self.fetched = now_s, fetched
+        if rate > self.best * FACTOR:
+            self.best, self.held, self.before_probe = rate, 0, None
+            self.target = min(self.most, self.target * 2)
+        elif self.before_probe is not None:
+            self.target, self.before_probe, self.held = self.before_probe, None, 0
+        elif self.held >= HELD_STEPS and self.target < self.most:
+            self.best, self.before_probe, self.held = rate, self.target, 0
+            self.target = min(self.most, self.target + max(1, self.target // 4))
+        else:
+            self.held += 1
+
+    def shrink(self, now_s: float) -> None:
+        """The host is overloaded: half as many, and no growth for a while."""
+        self.target, self.at_s = max(1, self.target // 2), now_s + PAUSE_S
+        self.before_probe, self.held = None, 0
