@@ -48,6 +48,7 @@ _IGNORED_BY_PYTHON = (signal.SIGPIPE, signal.SIGXFSZ)
 
 # From linux/prctl.h.
 _PR_SET_PDEATHSIG = 1
+_PR_SET_DUMPABLE = 4
 _PR_SET_CHILD_SUBREAPER = 36
 
 
@@ -73,6 +74,7 @@ def run_under_init(child: Callable[[], int]) -> int:
             if os.getppid() != init:
                 os._exit(128 + signal.SIGTERM)
         _exit_with(child, mask)
+    _hide()
     code = _Init(pid).wait()
     _end_leftovers()
     return code
@@ -116,6 +118,13 @@ def _block_signals() -> set[int | signal.Signals]:
     # An inherited SIG_IGN would make the kernel throw exit codes away.
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     return mask
+
+
+def _hide() -> None:
+    """Keep services from reading the secrets in this process's environment (see isolation)."""
+    import ctypes  # noqa: PLC0415 - the child is on its way already
+
+    ctypes.CDLL(None).prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)
 
 
 def _adopt_orphans() -> Callable[[int, int], int] | None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -34,6 +35,10 @@ def main(*, config: Path | None, overrides: Sequence[str], environ: Mapping[str,
     from supervisor.hardware.gpu import start_gpu_probe  # noqa: PLC0415
 
     probe = start_gpu_probe()
+    from supervisor.services.isolation import hide_process  # noqa: PLC0415
+
+    with suppress(OSError):  # a sandbox may forbid it; docs/services.md says what holds then
+        hide_process()
     from supervisor.app.boot import Source, prepare  # noqa: PLC0415
     from supervisor.app.timeline import Timeline  # noqa: PLC0415
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
@@ -15,10 +14,9 @@ from supervisor.app.links import access
 from supervisor.plan.model import Plan
 
 if TYPE_CHECKING:
-    from pydantic import SecretStr
-
-    from supervisor.api.context import ApiContext
     from supervisor.app.pod import Pod
+    from supervisor.config.settings import ModelFile
+    from supervisor.download.request import DownloadRequest
     from supervisor.models.manager import ModelManager
     from supervisor.sync.syncer import Syncer
 
@@ -27,32 +25,31 @@ class Components:
     """Builds and runs API, downloads and sync; each is None until it runs."""
 
     def __init__(self, pod: Pod) -> None:
+        from supervisor.api.context import ApiContext  # noqa: PLC0415 - after the launch
+
         self._pod = pod
         self.models: ModelManager | None = None
         self.syncer: Syncer | None = None
-        self.context: ApiContext | None = None
-
-    async def serve(self) -> None:
-        """Serve the control socket and the health port."""
-        context_module = await _load("supervisor.api.context")
-        server = await _load("supervisor.api.server")
-        pod, settings = self._pod, self._pod.boot.settings
-        context: ApiContext = context_module.ApiContext(
+        self.context = ApiContext(
             state=pod.state,
             bus=pod.bus,
             token=pod.boot.health_token,
             logs=pod.logs,
             services=pod.manager,
+            request_for=self._request_for,
             shutdown=pod.shutdown,
             reload=pod.reloader.reload,
             redact=pod.boot.redactor.redact,
-            dashboard=settings.health.dashboard,
+            dashboard=pod.boot.settings.health.dashboard,
             access=access(pod.boot),
         )
-        context.models, context.syncer = self.models, self.syncer
-        self.context = context
+
+    async def serve(self) -> None:
+        """Serve the control socket and the health port."""
+        server = await _load("supervisor.api.server")
+        settings = self._pod.boot.settings
         await server.serve_api(
-            context,
+            self.context,
             socket_path=settings.supervisor.socket,
             host=settings.health.host,
             port=settings.health.port,
@@ -60,59 +57,58 @@ class Components:
 
     async def download(self, plan: Plan) -> None:
         """Fetch the models of the plan, and those that are asked for later."""
-        aiohttp = await _load("aiohttp")
-        engine = await _load("supervisor.download.engine")
-        manager = await _load("supervisor.models.manager")
-        sources = await _load("supervisor.models.sources")
-        section = self._pod.boot.settings.models
-        downloader = engine.SegmentedDownloader(
-            connections=section.connections,
-            per_host=section.per_host,
-            stall_timeout_s=section.stall_timeout_s,
-            fsync=section.fsync,
-            rate_limit_bytes_per_s=_rate(section.rate_limit),
+        runtime = await _load("supervisor.models.runtime")
+        await runtime.run_models(
+            plan.downloads,
+            section=self._pod.boot.settings.models,
+            environ=self._pod.boot.source.environ,
+            state=self._pod.state,
+            bus=self._pod.bus,
+            directory=plan.models_directory,
+            on_manager=self._take_models,
         )
-        async with aiohttp.ClientSession() as session, downloader:
-            context = sources.SourceContext(
-                session=session,
-                hf_endpoint=section.hf_endpoint,
-                hf_token=_plain(section.hf_token),
-                hf_offline=_on(self._pod.boot.source.environ, "HF_HUB_OFFLINE"),
-                civitai_endpoint=section.civitai_endpoint,
-                civitai_token=_plain(section.civitai_token),
-            )
-            self.models = manager.ModelManager(
-                settings=section,
+
+    def _take_models(self, manager: ModelManager) -> None:
+        self.models = self._pod.reloader.models = manager
+        self.context.models = manager
+
+    def _request_for(self, file: ModelFile) -> DownloadRequest:
+        from supervisor.models.requests import file_request  # noqa: PLC0415
+
+        directory = self._pod.boot.plan.models_directory
+        if directory is None:
+            raise ValueError("there is no models folder without ComfyUI; set models.directory")
+        section = self._pod.boot.settings.models
+        return file_request(file, section=section, directory=directory)
+
+    def make_syncer(self) -> Syncer | None:
+        """Describe the sync; None when it is off. Nothing is touched before it runs."""
+        boot = self._pod.boot
+        if self.syncer is None and boot.plan.sync.enabled and boot.plan.sync.source is not None:
+            from supervisor.sync.credentials import credential_files  # noqa: PLC0415 - seldom early
+            from supervisor.sync.syncer import Syncer  # noqa: PLC0415
+
+            comfyui = boot.facts.comfyui
+            self.syncer = self.context.syncer = Syncer(
+                settings=boot.settings.sync.model_copy(update={"folder": boot.plan.sync.folder}),
+                source=boot.plan.sync.source,
+                state_directory=boot.settings.supervisor.state_dir,
                 state=self._pod.state,
                 bus=self._pod.bus,
-                downloader=downloader,
-                resolvers=sources.open_sources(context),
+                comfyui_root=comfyui.root if comfyui else None,
+                logs_directory=boot.settings.supervisor.state_dir / "logs",
+                credential_files=credential_files(boot.source.environ),
+                metrics=self.context.recorder,
             )
-            self._pod.reloader.models = self.models
-            if self.context is not None:
-                self.context.models = self.models
-            await self.models.run(plan.downloads)
+        return self.syncer
 
     async def sync(self) -> None:
         """Store finished outputs."""
-        boot = self._pod.boot
-        if not boot.plan.sync.enabled or boot.plan.sync.source is None:
-            return
-        module = await _load("supervisor.sync.syncer")
-        section = boot.settings.sync.model_copy(update={"folder": boot.plan.sync.folder})
-        comfyui = boot.facts.comfyui
-        self.syncer = module.Syncer(
-            settings=section,
-            source=boot.plan.sync.source,
-            state_directory=boot.settings.supervisor.state_dir,
-            state=self._pod.state,
-            bus=self._pod.bus,
-            comfyui_root=comfyui.root if comfyui else None,
-            logs_directory=boot.settings.supervisor.state_dir / "logs",
-        )
-        if self.context is not None:
-            self.context.syncer = self.syncer
-        await self.syncer.run()
+        if self._pod.boot.plan.sync.enabled:
+            await _load("supervisor.sync.syncer")
+        syncer = self.make_syncer()
+        if syncer is not None:
+            await syncer.run()
 
     async def late_facts(self) -> None:
         """Finish the probes that ComfyUI did not wait for."""
@@ -136,17 +132,3 @@ class Components:
 async def _load(name: str) -> Any:
     """Import in a thread: hundreds of milliseconds that must not stop the event loop."""
     return await anyio.to_thread.run_sync(import_module, name)
-
-
-def _plain(secret: SecretStr | None) -> str | None:
-    return secret.get_secret_value() if secret else None
-
-
-def _on(environ: Mapping[str, str], name: str) -> bool:
-    return environ.get(name, "").lower() in ("1", "true", "yes", "on")
-
-
-def _rate(text: str | None) -> float | None:
-    from supervisor.config.units import parse_rate_bytes_per_s  # noqa: PLC0415 - rarely set
-
-    return parse_rate_bytes_per_s(text) if text else None

@@ -7,13 +7,13 @@ import logging
 import signal
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import anyio
 import anyio.to_thread
 
 from supervisor import __version__
 from supervisor.app.boot import Boot, with_models
-from supervisor.app.components import Components
 from supervisor.app.gpu_memory import GpuMemory
 from supervisor.app.ladder import Ladder
 from supervisor.app.links import links
@@ -26,13 +26,30 @@ from supervisor.core.status import Phase, Snapshot, SyncStatus
 from supervisor.errors import ConfigError, ExitCode, SupervisorError
 from supervisor.plan.model import Plan
 from supervisor.services.logs import LogStore
+from supervisor.services.machine import RESTING
 from supervisor.services.manager import ServiceManager
+
+if TYPE_CHECKING:
+    from supervisor.app.components import Components
 
 log = logging.getLogger("supervisor.app")
 
 # Shares of the stop's time: services first, then the flush, and a reserve for the rest.
 _SERVICES_SHARE = 0.65
 _RESERVE_S = 0.5
+
+# ComfyUI waits for its restored workflows and settings, but not for ever.
+_RESTORE_PATIENCE_S = 60.0
+
+# What is loaded after the first exec waits for it, but not for a slow preparation.
+_LAUNCH_PATIENCE_S = 2.0
+
+_LEVELS = {
+    Severity.DEBUG: logging.DEBUG,
+    Severity.INFO: logging.INFO,
+    Severity.WARNING: logging.WARNING,
+    Severity.ERROR: logging.ERROR,
+}
 
 # Until the catalog has been read, readiness must not be claimed.
 _MODELS_UNKNOWN = frozenset({"model list"})
@@ -60,9 +77,10 @@ class Pod:
             released=self.gpu_memory.wait_released,
             adjust=self.ladder.adjust,
             gpu_busy=self.gpu_memory.busy,
+            probed=self._probed,
         )
         self.reloader = Reloader(boot, manager=self.manager, state=self.state, bus=self.bus)
-        self.components = Components(self)
+        self._components: Components | None = None
         self._stop = anyio.Event()
         self._stop_reason = ""
         self._stops = 0
@@ -76,16 +94,27 @@ class Pod:
         self._stop_reason = self._stop_reason or reason
         self._stop.set()
 
+    @property
+    def components(self) -> Components:
+        """The parts that come after the launch, made when first needed."""
+        if self._components is None:
+            from supervisor.app.components import Components  # noqa: PLC0415 - see above
+
+            self._components = Components(self)
+        return self._components
+
     async def run(self) -> int:
         """Run until asked to stop; returns the exit code of the container."""
-        await anyio.to_thread.run_sync(prepare_machine, self.boot.plan, self._complain)
+        prepare_machine(self.boot.plan, self._complain)
         async with anyio.create_task_group() as infra:
             infra.start_soon(self._watch_signals)
+            infra.start_soon(self._narrate)
             infra.start_soon(self.logs.run)
+            await self._restore()
             async with anyio.create_task_group() as transfers:
                 async with anyio.create_task_group() as services:
                     await services.start(self.manager.run, self.boot.plan.services)
-                    self._launched()
+                    await self._launched()
                     infra.start_soon(self._part, "api", self.components.serve)
                     infra.start_soon(self._part, "facts", self.components.late_facts)
                     infra.start_soon(self._watch_failure)
@@ -103,13 +132,30 @@ class Pod:
 
     # -- start --------------------------------------------------------------------------
 
-    def _launched(self) -> None:
+    async def _restore(self) -> None:
+        """Bring user files back before ComfyUI reads them; a slow bucket does not hold it up."""
+        kinds = self.boot.settings.sync.restore
+        syncer = self.components.make_syncer() if kinds else None
+        if syncer is None or self._stop.is_set():
+            return
+        with anyio.move_on_after(_RESTORE_PATIENCE_S) as scope:
+            try:
+                await syncer.restore(kinds)
+            except SupervisorError as error:
+                self._tell("restore", error.message, error.hint)
+        if scope.cancelled_caught:
+            self._tell("restore", "The bucket was too slow to restore from", "sync restore")
+        self.boot.timeline.mark("restore")
+
+    async def _launched(self) -> None:
+        """Wait for the first exec, so that nothing that is loaded now gets in its way."""
+        with anyio.move_on_after(_LAUNCH_PATIENCE_S):
+            await self.state.wait(_started)
         gc.freeze()
         gc.enable()  # see app.main
         took_s = self.boot.timeline.mark("launch")
         self.state.update(boot=self.boot.timeline.status)
-        names = ", ".join(spec.name for spec in self.boot.plan.services) or "no services"
-        log.info("launched %s after %.0f ms", names, took_s * 1000)
+        log.info("launched after %.0f ms", took_s * 1000)
         for note in (*self.boot.loaded.warnings, *self.boot.plan.notes):
             log.warning("%s", note)
 
@@ -166,6 +212,18 @@ class Pod:
         if note not in self.state.snapshot.notes:
             self.state.update(notes=(*self.state.snapshot.notes, note))
 
+    async def _narrate(self) -> None:
+        """Write a line for what happens to services; the other parts write their own."""
+        with self.bus.subscribe() as events:
+            async for event in events:
+                if event.kind.startswith("service."):
+                    logging.getLogger("supervisor.services").log(
+                        _LEVELS[event.severity], "%s", event.message
+                    )
+
+    def _probed(self, service: str, probe: str, seconds: float) -> None:
+        self.components.context.recorder.probe(service, probe, seconds)
+
     async def _watch_signals(self) -> None:
         # The init passes everything on; a signal without a meaning here must not kill.
         ignored = (signal.SIGUSR1, signal.SIGUSR2, signal.SIGALRM, signal.SIGVTALRM, signal.SIGPROF)
@@ -210,12 +268,12 @@ class Pod:
     async def _finish_transfers(self) -> None:
         """Store what is finished, as far as the time goes; the rest waits for the next boot."""
         left_s = self._stop_by_s - anyio.current_time() - _RESERVE_S
-        syncer = self.components.syncer
+        syncer = self._components.syncer if self._components else None
         if syncer is None or left_s <= 0:
             return
         with anyio.move_on_after(left_s + _RESERVE_S / 2, shield=True):
             try:
-                status = await syncer.flush(left_s)
+                status = await syncer.flush(left_s, final=True)
             except SupervisorError as error:
                 log.error("%s", error.message)
             else:
@@ -228,6 +286,12 @@ class Pod:
             line = f"; outputs: {sync.uploaded} stored, {sync.pending} wait for the next boot"
         self.bus.publish("pod.stopped", f"The pod has stopped ({self._stop_reason})")
         log.info("stopped (%s)%s", self._stop_reason, line)
+
+
+def _started(snapshot: Snapshot) -> bool:
+    """Whether a service runs, or none will."""
+    services = snapshot.services.values()
+    return any(s.pid for s in services) or all(s.state in RESTING for s in services)
 
 
 def _first_snapshot(boot: Boot) -> Snapshot:

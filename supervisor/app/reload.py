@@ -63,14 +63,13 @@ class Reloader:
                 code="configuration",
             ) from error
         changes = await self._manager.reconcile(plan.services, dry_run=dry_run)
-        known = {request.name for request in self._plan.downloads}
-        fresh = [request for request in plan.downloads if request.name not in known]
+        before = {request.name for request in self._plan.downloads}
+        after = {request.name for request in plan.downloads}
         waiting = _waiting(self._boot.settings, loaded.settings)
         if not dry_run:
             self._manager.base_environment = plan.base_environment
-            for request in fresh:
-                if self.models is not None:
-                    self.models.add(request)
+            if self.models is not None:
+                self.models.reconcile(plan.downloads)
             for secret in loaded.secrets:
                 boot.redactor.add(secret)
             self._boot, self._plan = boot, plan
@@ -78,7 +77,7 @@ class Reloader:
         return {
             "dry_run": dry_run,
             "services": to_jsonable(changes),
-            "downloads": {"added": [request.name for request in fresh]},
+            "downloads": {"added": sorted(after - before), "removed": sorted(before - after)},
             "needs_restart": waiting,
         }
 

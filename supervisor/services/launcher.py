@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 
 import anyio.to_thread
@@ -34,8 +35,16 @@ class PortTakenError(SpawnError):
 class Launcher:
     """Starts services in the surroundings of this pod; ``base_environment`` holds no secret."""
 
-    def __init__(self, *, logs: LogStore, base_environment: Mapping[str, str]) -> None:
+    def __init__(
+        self,
+        *,
+        logs: LogStore,
+        base_environment: Mapping[str, str],
+        probed: Callable[[str, str, float], None] = lambda _service, _probe, _seconds: None,
+    ) -> None:
+        """``probed`` is told service, kind and seconds of every probe."""
         self.base_environment = dict(base_environment)
+        self._probed = probed
         self._logs = logs
         self.instance = secrets.token_hex(8)
 
@@ -72,6 +81,7 @@ class Launcher:
             notify=notify,
             watchdog_s=probe.watchdog_s if isinstance(probe, NotifyProbe) else None,
             marker=marker,
+            probed=partial(self._probed, spec.name),
         )
 
     def _environment(self, spec: ServiceSpec, cookie: str) -> dict[str, str]:

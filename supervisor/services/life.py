@@ -147,8 +147,11 @@ class ServiceLife:
         notify: NotifySocket | None = None,
         watchdog_s: float | None = None,
         marker: Path | None = None,
+        probed: Callable[[str, float], None] = lambda _probe, _seconds: None,
     ) -> None:
+        """``probed`` is told the kind and the seconds of every probe."""
         self.pid = child.pid
+        self._probed = probed
         self.announced = Announcements()
         self._child = child
         self._order = order
@@ -196,7 +199,11 @@ class ServiceLife:
 
     async def probe(self, probe: ActiveProbe, timeout_s: float) -> ProbeResult:
         """Ask it once."""
-        return await check(probe, timeout_s=timeout_s, run_command=self._run_command)
+        begun_s = anyio.current_time()
+        result = await check(probe, timeout_s=timeout_s, run_command=self._run_command)
+        kind = type(probe).__name__.removesuffix("Probe").lower()
+        self._probed(kind, anyio.current_time() - begun_s)
+        return result
 
     def send(self, number: int, *, group: bool = True) -> None:
         """Send a signal."""

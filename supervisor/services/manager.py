@@ -40,7 +40,8 @@ class ServiceManager:
     """Runs services.
 
     ``base_environment`` holds no secret. ``released``, ``adjust`` and ``gpu_busy``: see
-    ``runner.Surroundings``. ``launch`` replaces the start of real processes in tests.
+    ``runner.Surroundings``. ``launch`` replaces the start of real processes in tests;
+    ``probed`` is told service, kind and seconds of every probe.
     """
 
     def __init__(
@@ -54,13 +55,14 @@ class ServiceManager:
         adjust: Callable[[ServiceSpec, Classification], ServiceSpec | None] | None = None,
         gpu_busy: Callable[[], bool] = lambda: False,
         launch: Callable[[ServiceSpec, int, tuple[str, ...]], Awaitable[Life]] | None = None,
+        probed: Callable[[str, str, float], None] = lambda _service, _probe, _seconds: None,
         rng: random.Random | None = None,
     ) -> None:
         self.failure: ExitRequest | None = None
         self._state = state
         self._bus = bus
         self._logs = logs
-        self._launcher = Launcher(logs=logs, base_environment=base_environment)
+        self._launcher = Launcher(logs=logs, base_environment=base_environment, probed=probed)
         self._surroundings = Surroundings(
             state=state,
             bus=bus,

@@ -13,6 +13,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -145,6 +146,7 @@ def pod(image: Image, free_tcp_port_factory: object) -> Iterator[Pod]:
     yield with_pod
     with_pod.process.kill()
     with_pod.process.wait()
+    with_pod.run.cleanup()
 
 
 class Pod:
@@ -152,7 +154,9 @@ class Pod:
 
     def __init__(self, image: Image, *, health: int, comfyui: int) -> None:
         self.health = health
-        self.socket = image.root / "run" / "supervisor" / "supervisor.sock"
+        # A socket's address holds 107 bytes at most: a short folder stands in for the image's.
+        self.run = tempfile.TemporaryDirectory(prefix="pod-")
+        self.socket = Path(self.run.name, "supervisor.sock")
         variables = image.environment | {
             "COMFYUI_PORT": str(comfyui),
             "PORT_HEALTH": str(health),
@@ -163,6 +167,7 @@ class Pod:
         self.process = subprocess.Popen(
             [
                 *("bwrap", "--bind", str(image.root), "/", "--proc", "/proc", "--dev", "/dev"),
+                *("--bind", self.run.name, "/run/supervisor"),
                 *("--tmpfs", "/tmp", "--unshare-pid", "--as-pid-1", "--die-with-parent"),
                 *("--clearenv", *(p for k, v in variables.items() for p in ("--setenv", k, v))),
                 *("--chdir", str(image.config["WorkingDir"]), *entrypoint),
