@@ -41,6 +41,7 @@ class Sources:
         self._index = 0
         self.denied = 0  # refusals in a row
         self.mismatches = 0
+        self.changes = 0  # times that the remote file seemed to be another one
 
     async def resolve(self) -> Resolved:
         """Ask the source whose turn it is; the request's own size and hash win."""
@@ -79,6 +80,7 @@ class Tries:
             self._second_chance(error, sources)
             return
         assert isinstance(error, TransientTransferError)  # noqa: S101
+        sources.changes += isinstance(error, RemoteChangedError)
         if isinstance(error, RemoteChangedError | NoRangeError) and self._failures <= 2:
             return  # nothing is overloaded: begin anew at once
         if isinstance(error, LinkExpiredError):

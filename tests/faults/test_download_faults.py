@@ -311,3 +311,15 @@ async def test_progress_tells_bytes_rate_and_end(tmp_path: Path) -> None:
     assert any(step.rate_bytes_per_s > 0 and step.eta_s for step in log.steps)
     assert [str(step.state) for step in log.steps[-2:]] == ["verifying", "done"]
     assert json.dumps(log.steps[-1].bytes_total)
+
+
+async def test_nodes_that_disagree_about_the_etag_do_not_stop_a_file_of_known_hash(
+    tmp_path: Path,
+) -> None:
+    def behave(ask: Ask) -> Fault:
+        return Fault(etag=f'"node-{ask.number % 2}"')
+
+    async with serve(DATA, behave) as origin, make() as engine:
+        await engine.fetch(wanted(tmp_path, origin.url, sha256=origin.sha256), Direct(), Log())
+        assert (tmp_path / "model.bin").read_bytes() == DATA
+        only(tmp_path, "model.bin")
