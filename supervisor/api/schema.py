@@ -7,7 +7,7 @@ import json
 import re
 from collections.abc import Iterable, Mapping
 from typing import Any, TypeVar, get_args
-from urllib.parse import quote
+from urllib.parse import quote, urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -33,16 +33,17 @@ def dump(value: Any) -> str:
 def access_document(context: ApiContext) -> dict[str, str]:
     """Render the addresses with their secrets, for the owner's socket only.
 
-    Where nobody worked out an address (rescue mode), the page's is the local one.
+    The page's address is the local one where nobody worked out another (rescue mode), or
+    where that was done before the kernel had chosen the port.
     """
-    health = context.state.snapshot.health
-    if "page" in context.access or not health.get("port"):
+    health, given = context.state.snapshot.health, context.access.get("page")
+    if not health.get("port") or (given and urlsplit(given).port != 0):
         return dict(context.access)
     host = str(health.get("host") or "")
     host = "127.0.0.1" if host in ("", "0.0.0.0", "::") else host  # noqa: S104 - shown
     host = f"[{host}]" if ":" in host else host
     page = f"http://{host}:{health['port']}/?token={quote(context.token, safe='')}"
-    return {"page": page, **context.access}
+    return {**context.access, "page": page}
 
 
 def log_document(record: LogRecord) -> dict[str, Any]:

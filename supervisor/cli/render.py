@@ -199,8 +199,10 @@ def _service_notes(service: Mapping[str, Any], paint: Paint, indent: int) -> Ite
         yield f"{space}{paint(clean(service['message']), 'dim')}"
     last = service.get("last_exit")
     if last and service["state"] in ("backoff", "failed", "unhealthy", "stopped"):
-        how = clean(last.get("signal") or f"exit {last.get('code')}")
-        yield f"{space}ended by {how}: {clean(last.get('reason') or 'unknown')}"
+        reason = clean(last.get("reason") or "unknown")
+        how = clean(last.get("signal") or f"exit {last['code']}")
+        never = last.get("signal") is None and last.get("code") is None
+        yield f"{space}{'did not start' if never else f'ended by {how}'}: {reason}"
     if service.get("hint"):
         yield f"{space}hint: {clean(service['hint'])}"
 

@@ -166,6 +166,13 @@ async def test_given_addresses_win(tmp_path: Path) -> None:
         assert (await get(server, "/v1/status"))["access"] == given
 
 
+async def test_an_address_from_before_the_port_was_known_is_corrected(tmp_path: Path) -> None:
+    given = {"page": "http://127.0.0.1:0/?token=t", "jupyter": "https://y.example/lab?token=u"}
+    async with serving(tmp_path, access=given) as server:
+        access = (await get(server, "/v1/status"))["access"]
+        assert access == {**given, "page": server.url(f"/?token={TOKEN}")}
+
+
 async def test_modes_and_stale_sockets(tmp_path: Path) -> None:
     path = tmp_path / "run" / "s.sock"
     path.parent.mkdir(mode=0o700)

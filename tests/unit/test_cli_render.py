@@ -111,6 +111,12 @@ def test_addresses_with_tokens_are_shown_whole() -> None:
     assert f"page       {page}" in render_status(status, PLAIN, 40).splitlines()
 
 
+def test_a_program_that_never_ran_did_not_end() -> None:
+    last = LastExit(None, None, "spawn-failed", "2026-01-01T00:00:00Z")
+    service = ServiceStatus("x", ServiceState.BACKOFF, last_exit=last)
+    assert "did not start: spawn-failed" in render(Snapshot(services={"x": service}))
+
+
 def test_an_empty_snapshot_renders() -> None:
     assert render(Snapshot()).startswith("pod        booting")
 

@@ -108,6 +108,11 @@ export function services(snapshot, act) {
   });
 }
 
+function ending({ signal, code }) {
+  if (signal) return `Ended by ${signal}`;
+  return code == null ? "Did not start" : `Ended with exit code ${code}`;
+}
+
 /** Why a service is in its state: its sentence, what to do, how it ended last. */
 function story(service) {
   const last = service.last_exit;
@@ -120,7 +125,7 @@ function story(service) {
   if (!service.required && !service.ready) quiet.push("not required");
   return [
     service.message ? make("span", { class: service.state === "failed" ? "fault" : "" }, service.message) : null,
-    ended ? make("span", {}, `Ended by ${last.signal ?? `exit ${last.code}`}: ${last.reason}`) : null,
+    ended ? make("span", {}, `${ending(last)}: ${last.reason}`) : null,
     service.hint ? make("span", { class: "hint" }, service.hint) : null,
     quiet.length ? make("span", { class: "quiet" }, quiet.join(" · ")) : null,
   ];
