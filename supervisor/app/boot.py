@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -166,7 +165,7 @@ def generated_secrets(state_dir: Path | None) -> GeneratedSecrets:
             kept = json.loads(path.read_text(encoding="utf-8"))
         except (OSError, ValueError):
             kept = {}
-    values = {name: kept.get(name) or secrets.token_urlsafe(_TOKEN_BYTES) for name in names}
+    values = {name: kept.get(name) or os.urandom(_TOKEN_BYTES).hex() for name in names}
     if path is not None and values != kept:
         _keep(path, values)
     return GeneratedSecrets(**values)

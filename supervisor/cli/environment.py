@@ -20,6 +20,11 @@ def read_environment() -> dict[str, str]:
     return dict(os.environ)
 
 
+def skip_pydantic_plugins() -> None:
+    """Keep pydantic from searching every installed distribution for plugins at its import."""
+    os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
+
+
 def socket_path(environ: Mapping[str, str]) -> str:
     """Find the daemon's socket as cheaply as the common case allows.
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import secrets
+import os
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
@@ -46,7 +46,7 @@ class Launcher:
         self.base_environment = dict(base_environment)
         self._probed = probed
         self._logs = logs
-        self.instance = secrets.token_hex(8)
+        self.instance = os.urandom(8).hex()
 
     async def launch(self, spec: ServiceSpec, generation: int, command: tuple[str, ...]) -> Life:
         """Start one life.
@@ -106,7 +106,7 @@ class Launcher:
         if not isinstance(probe, NotifyProbe) or probe.descriptor:
             environment.pop("NOTIFY_SOCKET", None)
             return None
-        address = f"supervisor/{spec.name}/{generation}/{secrets.token_hex(8)}"
+        address = f"supervisor/{spec.name}/{generation}/{os.urandom(8).hex()}"
         try:
             notify = NotifySocket(address)
         except OSError as exc:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import sys
 
 from supervisor import pid1
+from supervisor.cli.environment import skip_pydantic_plugins
 from supervisor.cli.main import guard
 from supervisor.errors import ExitCode
 
@@ -64,13 +65,18 @@ def _run_program(options: Sequence[str], command: Sequence[str]) -> int:
 
 
 def _boot(argv: Sequence[str], environ: Mapping[str, str]) -> int:
+    skip_pydantic_plugins()
+    if not argv:  # as in the image: argparse takes as long to load as all of this
+        from supervisor import app  # noqa: PLC0415 - after the fork
+
+        return app.main(config=None, overrides=(), environ=environ)
     args = _parse(argv)
     from pathlib import Path  # noqa: PLC0415 - after the fork
 
     from supervisor import app  # noqa: PLC0415 - after the fork
 
     config = Path(args.config) if args.config else None
-    return int(app.main(config=config, overrides=args.set, environ=environ))
+    return app.main(config=config, overrides=args.set, environ=environ)
 
 
 def _parse(argv: Sequence[str]) -> Namespace:
