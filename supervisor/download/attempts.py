@@ -42,6 +42,7 @@ class Sources:
         self.denied = 0  # refusals in a row
         self.mismatches = 0
         self.changes = 0  # times that the remote file seemed to be another one
+        self._parts_refused_at = -1
 
     async def resolve(self) -> Resolved:
         """Ask the source whose turn it is; the request's own size and hash win."""
@@ -49,6 +50,7 @@ class Sources:
             resolved = await self._resolver.resolve(self._request)
         else:
             resolved = Resolved(self._request.mirrors[self._index - 1])
+        handed_out = self._index == 0 and _host(resolved.url) != _host(self._request.url)
         size, sha256 = self._request.size_bytes, self._request.sha256
         return Resolved(
             resolved.url,
@@ -57,7 +59,14 @@ class Sources:
             sha256 or resolved.sha256,
             resolved.etag,
             resolved.file_name,
+            signed=resolved.signed or handed_out,
         )
+
+    def parts_refused(self, meter: Meter) -> bool:
+        """Whether parts were refused twice without a byte between: resuming is hopeless."""
+        hopeless = self._parts_refused_at == meter.fetched
+        self._parts_refused_at = meter.fetched
+        return hopeless
 
     def rotate(self) -> bool:
         """Go to the next address; False when the first one's turn has come again."""
@@ -114,6 +123,10 @@ class Tries:
                 raise error
         elif not sources.rotate():
             raise error
+
+
+def _host(url: str) -> str:
+    return urlsplit(url).netloc.rpartition("@")[2]
 
 
 def place(request: DownloadRequest, resolved: Resolved) -> Path:

@@ -34,7 +34,7 @@ from supervisor.download.simple import BUSY_POLL_S, SimpleDownloader
 from supervisor.download.small import receive_small
 from supervisor.download.storage import disk_errors, existing_file
 from supervisor.download.transfer import Transfer
-from supervisor.download.transport import RemoteChangedError, open_session
+from supervisor.download.transport import NoRangeError, RemoteChangedError, open_session
 from supervisor.download.verify import MalformedFileError
 from supervisor.errors import (
     ChecksumMismatchError,
@@ -155,6 +155,10 @@ class SegmentedDownloader:
                 )
             except (ChecksumMismatchError, MalformedFileError, RemoteChangedError):
                 await in_thread(resources.threads, opened.discard)
+                raise
+            except NoRangeError:
+                if sources.parts_refused(meter):
+                    await in_thread(resources.threads, opened.discard)
                 raise
             finally:
                 if opened.fd >= 0:

@@ -35,7 +35,10 @@ class DownloadRequest:
 
 @dataclass(frozen=True, slots=True)
 class Resolved:
-    """Where the bytes are right now. ``headers`` go to the host of ``url`` only."""
+    """Where the bytes are right now. ``headers`` go to the host of ``url`` only.
+
+    ``signed``: another host handed the address out, and it may expire.
+    """
 
     url: str
     headers: Mapping[str, str] = field(default_factory=dict)
@@ -43,6 +46,7 @@ class Resolved:
     sha256: str | None = None
     etag: str | None = None
     file_name: str | None = None
+    signed: bool = False
 
 
 class Resolver(Protocol):

@@ -34,6 +34,7 @@ from supervisor.download.request import (
 from supervisor.download.storage import check_room, disk_errors, existing_file
 from supervisor.download.transport import (
     Link,
+    NoRangeError,
     RemoteChangedError,
     Reply,
     open_range,
@@ -120,6 +121,10 @@ class SimpleDownloader:
                 return await self.stream(part, resolved, meter)
             except (ChecksumMismatchError, MalformedFileError, RemoteChangedError):
                 await run_sync(part.discard)
+                raise
+            except NoRangeError:
+                if sources.parts_refused(meter):
+                    await run_sync(part.discard)
                 raise
             finally:
                 with anyio.CancelScope(shield=True):

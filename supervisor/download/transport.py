@@ -63,7 +63,7 @@ class Link:
     @classmethod
     def of(cls, resolved: Resolved) -> Link:
         """Start at what the source said."""
-        return cls(resolved.url, dict(resolved.headers))
+        return cls(resolved.url, dict(resolved.headers), resolved.signed)
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,8 +141,8 @@ async def open_range(
     }
     with network_errors(link.url):
         response, final = await _follow(session, link, headers, timeout_s, options)
-        if response.status == 416 and start == 0:  # an empty file has no first byte
-            response.release()
+        if start == 0 and _whole_is_better(response, link):
+            response.close()
             response, final = await _follow(session, link, {}, timeout_s, options)
         try:
             yield _read_headers(response, final, start)
@@ -220,19 +220,39 @@ def _as_is(url: str) -> URL:
     return URL(url, encoded=literal)
 
 
+def _is_encoded(response: aiohttp.ClientResponse) -> bool:
+    encoding = response.headers.get("Content-Encoding", "identity").strip().lower()
+    return encoding not in ("", "identity")
+
+
+def _whole_is_better(response: aiohttp.ClientResponse, link: Link) -> bool:
+    """Whether the file must be asked for without a range.
+
+    An empty file has no first byte (416). A compressed part, one of a file of unknown size,
+    or one that does not say where it belongs could pass for the whole file.
+    """
+    if response.status != 206:
+        return response.status == 416
+    try:
+        first, _, total = _content_range(response.headers.get("Content-Range", ""), link)
+    except NoRangeError:
+        return True
+    return first != 0 or total is None or _is_encoded(response)
+
+
 def _read_headers(response: aiohttp.ClientResponse, link: Link, start: int) -> Reply:
-    headers = response.headers
-    encoding = headers.get("Content-Encoding", "identity").strip().lower()
-    encoded = encoding not in ("", "identity")
+    headers, encoded = response.headers, _is_encoded(response)
     length = response.content_length
-    if response.status == 206 and not encoded:
+    if response.status == 206:
+        if encoded:
+            raise NoRangeError(f"Cannot resume {show_url(link.url)}: its parts are compressed")
         first, last, total = _content_range(headers.get("Content-Range", ""), link)
         if first != start or (length is not None and length != last - first + 1):
             raise NoRangeError(
                 f"Cannot resume {show_url(link.url)}: asked for byte {start}, got byte {first}"
             )
         begins, length, ranged = first, last - first + 1, True
-    elif response.status in (200, 206):
+    elif response.status == 200:
         begins, ranged = 0, False
         total = None if encoded else length
     else:

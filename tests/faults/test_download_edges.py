@@ -99,6 +99,49 @@ async def test_a_short_pause_is_kept_and_shown(tmp_path: Path) -> None:
     assert any("429" in (step.message or "") for step in log.steps)
 
 
+@pytest.mark.parametrize(
+    "part",
+    [
+        Fault(gzipped=True),
+        Fault(shift=5),
+        Fault(unsized=True),
+    ],
+    ids=["compressed", "elsewhere", "of unknown size"],
+)
+async def test_a_part_never_passes_for_the_whole(tmp_path: Path, part: Fault) -> None:
+    """Not even when nobody knows how large the file is, or what its hash is."""
+
+    def behave(ask: Ask) -> Fault:
+        return part if ask.ranged else Fault(ranges=False)
+
+    async with serve(DATA, behave) as origin, make() as engine:
+        result = await engine.fetch(wanted(tmp_path, origin.url), Direct(), Log())
+        assert result.size_bytes == len(DATA)
+        assert (tmp_path / "model.bin").read_bytes() == DATA
+
+
+async def test_parts_that_turn_useless_midway_end_in_the_whole(tmp_path: Path) -> None:
+    def behave(ask: Ask) -> Fault:
+        if ask.number == 0:
+            return Fault(cut_after=3 * MIB)
+        return Fault(gzipped=True) if ask.ranged else Fault(ranges=False)
+
+    async with serve(DATA, behave) as origin, make() as engine:
+        await engine.fetch(wanted(tmp_path, origin.url), Direct(), Log())
+        assert (tmp_path / "model.bin").read_bytes() == DATA
+
+
+async def test_an_address_from_another_host_that_is_refused_is_asked_for_again(
+    tmp_path: Path,
+) -> None:
+    async with serve(DATA, lambda ask: Fault(status=403) if ask.number == 0 else Fault()) as cdn:
+        source = Direct(cdn.url + "?signature=1", cdn.url + "?signature=2")
+        async with make() as engine:
+            await engine.fetch(wanted(tmp_path, "https://hub.invalid/m"), source, Log())
+        assert source.calls == 2
+        assert (tmp_path / "model.bin").read_bytes() == DATA
+
+
 @pytest.fixture
 def disk(tmp_path: Path) -> Iterator[Path]:
     """A file system that takes the file, and the reserve, once."""

@@ -58,6 +58,7 @@ class Weather:
                 ("chunked", Fault(chunked=True)),
                 ("compressed", Fault(gzipped=True)),
                 ("no length", Fault(no_length=True)),
+                ("no size", Fault(unsized=True)),
                 ("closing", Fault(close=True)),
                 ("loris", Fault(bytes_per_s=2e4, cut_after=min(at, 4096))),
             )

@@ -41,6 +41,7 @@ class Fault:
     chunked: bool = False
     gzipped: bool = False
     no_length: bool = False
+    unsized: bool = False  # parts of a file whose size the Content-Range does not tell
     etag: str | None = '"v1"'
     data: bytes | None = None  # another version of the file
     close: bool = False
@@ -154,7 +155,8 @@ async def _answer(origin: Origin, ask: Ask, fault: Fault, writer: asyncio.Stream
         lines.append(f"ETag: {fault.etag}")
     if ranged:
         lines.append(
-            f"Content-Range: bytes {start + fault.shift}-{end - 1 + fault.shift}/{len(data)}"
+            f"Content-Range: bytes {start + fault.shift}-{end - 1 + fault.shift}/"
+            + ("*" if fault.unsized else str(len(data)))
         )
     if fault.gzipped:
         body = bytearray(gzip.compress(bytes(body), 1))
