@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import socket
 import stat
 import sys
@@ -16,7 +17,9 @@ import pytest
 
 from supervisor.api.client import Client
 from supervisor.api.context import ApiContext
+from supervisor.api.routes import Routes
 from supervisor.api.server import serve_api
+from supervisor.api.streams import Streams
 from supervisor.core.state import StateStore
 from supervisor.core.status import HostStatus, Phase, ServiceState, ServiceStatus, Snapshot
 from supervisor.download.request import DownloadRequest
@@ -135,7 +138,7 @@ async def test_a_model_is_added(tmp_path: Path) -> None:
 
 async def test_rescue_mode_says_why_nothing_works(tmp_path: Path) -> None:
     state = StateStore(Snapshot(phase=Phase.RESCUE, rescue=("health.port: bad",)))
-    nothing = {"services": None, "models": None, "syncer": None, "logs": None}
+    nothing: dict[str, Any] = {"services": None, "models": None, "syncer": None, "logs": None}
     async with serving(tmp_path, state=state, **nothing) as server:
         assert (await get(server, "/v1/status"))["rescue"] == ["health.port: bad"]
         for path in ("/v1/models", "/v1/sync/flush"):
@@ -251,3 +254,12 @@ async def test_the_command_line_shows_it(tmp_path: Path) -> None:
         screen = done.stdout.decode()
         assert f"page       {server.url(f'/?token={TOKEN}')}" in screen
         assert "waits 4 s" in screen
+
+
+async def test_every_route_is_documented() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "api.md").read_text()
+    documented = set(re.findall(r"^\| `((?:GET|POST) /v1/\S+)` \|", text, re.MULTILINE))
+    context, _, _ = make_context()
+    async with anyio.create_task_group() as tasks:
+        routes = Routes(context, streams=Streams(), tasks=tasks, owner=True)
+        assert {f"{route.method} {route.path}" for route in routes.table()} == documented

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import re
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -104,16 +106,12 @@ def scrape(snapshot: Snapshot, recorder: Recorder | None = None) -> dict[str, fl
 
 
 def test_names_and_labels_are_those_of_the_interface() -> None:
-    wanted = {
-        name: set(filter(None, labels.split(",")))
-        for name, labels in re.findall(r"(supervisor_\w+)(?:\{([\w,]+)\})?", INTERFACE)
-    }
     body, _ = render(lambda: FULL, full_recorder())
     found: dict[str, set[str]] = {}
     for family in text_string_to_metric_families(body.decode()):
         name = f"{family.name}_total" if family.type == "counter" else family.name
         found[name] = {label for s in family.samples for label in s.labels if label != "le"}
-    assert found == wanted
+    assert found == interface_labels()
 
 
 def test_values_are_those_of_the_snapshot() -> None:
@@ -214,3 +212,50 @@ def test_health_follows_the_state() -> None:
     assert (health.ping, health.ready[0]) == (200, 200)
     state.set_service(replace(state.snapshot.services["a"], ready=False))
     assert health.ready == (503, {"ready": False, "phase": "degraded", "missing": ["a"]})
+
+
+DOCS = Path(__file__).parents[2] / "docs"
+HISTOGRAM_PARTS = ("_bucket", "_sum", "_count")
+
+
+def interface_labels() -> dict[str, set[str]]:
+    found = re.findall(r"(supervisor_\w+)(?:\{([\w,]+)\})?", INTERFACE)
+    return {name: set(filter(None, labels.split(","))) for name, labels in found}
+
+
+def used_metrics(text: str) -> dict[str, set[str]]:
+    """Names in a text, without the suffixes of histograms, and the labels they are asked for."""
+    found: dict[str, set[str]] = {}
+    for name, selector in re.findall(r"\b(supervisor_[a-z_]+)(?:\{([^}]*)\})?", text):
+        known = name
+        for part in HISTOGRAM_PARTS:
+            if name.removesuffix(part) in interface_labels():
+                known = name.removesuffix(part)
+        labels = re.findall(r"(\w+)\s*(?:=~|!~|!=|=)", selector)
+        found.setdefault(known, set()).update(labels)
+    return found
+
+
+@pytest.mark.parametrize("name", ["monitoring.md", "grafana.json"])
+def test_documents_name_metrics_and_labels_that_exist(name: str) -> None:
+    text = (DOCS / name).read_text()
+    if name.endswith(".json"):
+        panels = [panel for panel in json.loads(text)["panels"] if panel["type"] != "row"]
+        text = "\n".join(target["expr"] for panel in panels for target in panel["targets"])
+        assert len({(p["gridPos"]["x"], p["gridPos"]["y"]) for p in panels}) == len(panels)
+    used, known = used_metrics(text), interface_labels()
+    assert set(used) == set(known), "each metric is documented, none is made up"
+    for metric, labels in used.items():
+        assert labels <= known[metric] | {"instance", "le"}, metric
+
+
+def test_alert_rules_can_be_read() -> None:
+    text = (DOCS / "monitoring.md").read_text()
+    (block,) = re.findall(r"```yaml\n(groups:.*?)```", text, re.DOTALL)
+    names = re.findall(r"- alert: (\w+)\n +expr: (.+)", block)
+    assert len(names) == len(set(names)) == block.count("- alert:")
+    for alert, expression in names:
+        assert expression.count("(") == expression.count(")"), alert
+        assert set(re.findall(r"\$labels\.(\w+)", block)) <= {
+            "instance", "alert", "service", "source", "reason",
+        }  # fmt: skip
