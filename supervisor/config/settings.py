@@ -194,6 +194,9 @@ class ReadyCheck(Section):
     notify: bool | Literal["fd"] | None = Field(
         None, description='true: sd_notify READY=1; "fd": a newline on descriptor 3 (s6).'
     )
+    watchdog_s: Seconds = Field(
+        0.0, description="With notify: WATCHDOG=1 must come at least so often; 0 never."
+    )
     timeout_s: Seconds = Field(60.0, description="Seconds until the start counts as failed.")
     interval_s: Seconds = Field(0.25, description="Pause between tries.")
 

@@ -166,6 +166,7 @@ def _services(
     skipped: list[Skipped] = []
     notes: list[str] = []
     problems: list[ConfigProblem] = []
+    idle: list[ServiceSpec] = []  # turned off, but somebody may start them by hand
     for plan in (plan_jupyter(context), plan_filebrowser(context), plan_ssh(context)):
         services += [plan.service] if plan.service else []
         skipped += [plan.skipped] if plan.skipped else []
@@ -173,19 +174,22 @@ def _services(
     for name, section in context.settings.services.items():
         if name in BUILTIN:
             problems.append(_reserved(name))
-        elif not section.enabled:
-            skipped.append(Skipped(name, f"services.{name}.enabled = false"))
         else:
             spec, faults, remarks = plan_user_service(context, name, section)
-            services.append(spec)
             problems += faults
+            if not section.enabled:
+                skipped.append(Skipped(name, f"services.{name}.enabled = false"))
+                idle.append(replace(spec, enabled=False, required=False))
+                continue
+            services.append(spec)
             notes += remarks
     running = {spec.name for spec in services}
     absent = {*BUILTIN, *context.settings.services} - running
     problems += check_graph(services, absent=absent)
     if problems:
         raise ConfigError("Cannot plan the services", problems=tuple(problems))
-    return tuple(_without_missing(spec, absent) for spec in start_order(services)), skipped, notes
+    planned = (_without_missing(spec, absent) for spec in start_order(services))
+    return (*planned, *idle), skipped, notes
 
 
 def _without_missing(spec: ServiceSpec, absent: Collection[str]) -> ServiceSpec:

@@ -18,7 +18,7 @@ def plan_to_json(plan: Plan) -> dict[str, Any]:
     """The shape of ``plan --json`` (INTERFACE: JSON shapes)."""
     return {
         "gpu": to_jsonable(plan.gpu),
-        "services": [_service_to_json(spec, plan) for spec in plan.services],
+        "services": [_service_to_json(spec, plan) for spec in plan.services if spec.enabled],
         "downloads": [_download_to_json(request) for request in plan.downloads],
         "skipped": to_jsonable(plan.skipped),
         "sync": to_jsonable(plan.sync),
@@ -41,7 +41,7 @@ def render_plan(plan: Plan) -> str:
         ("GPU", _gpu_lines(plan)),
         ("Storage", _storage_lines(plan)),
         ("Environment", _environment_lines(plan)),
-        ("Services", [line for spec in plan.services for line in _service_lines(spec, plan)]),
+        ("Services", _all_service_lines(plan)),
         ("Downloads", _download_lines(plan)),
         ("Skipped", [f"{item.name}: {item.reason}" for item in plan.skipped]),
         ("Sync", _sync_lines(plan)),
@@ -52,6 +52,10 @@ def render_plan(plan: Plan) -> str:
         "\n".join([title, *(f"  {line}" for line in lines)]) for title, lines in parts if lines
     ]
     return "\n\n".join(blocks)
+
+
+def _all_service_lines(plan: Plan) -> list[str]:
+    return [line for s in plan.services if s.enabled for line in _service_lines(s, plan)]
 
 
 def service_environment(spec: ServiceSpec, plan: Plan) -> dict[str, str]:

@@ -94,7 +94,7 @@ def _readiness(check: ReadyCheck, key: str, problems: list[ConfigProblem]) -> Re
     if check.log is not None:
         probe = LogProbe(check.log)
     elif check.notify:
-        probe = NotifyProbe(descriptor=check.notify == "fd")
+        probe = NotifyProbe(descriptor=check.notify == "fd", watchdog_s=check.watchdog_s)
     else:
         probe = _active(check, f"{key}.ready", problems)
     if probe is None:
