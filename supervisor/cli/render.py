@@ -43,7 +43,7 @@ def render_status(status: Mapping[str, Any], paint: Paint, width: int) -> str:
 
     Only the addresses of ``access`` may be longer: half a token opens nothing.
     """
-    pod = [fit(line, width) for line in _pod(status, paint)]
+    pod = [fold(line, width) for line in _pod(status, paint)]
     pod += _access(status, paint)
     blocks = (
         render_gpu(status, paint),
@@ -54,7 +54,7 @@ def render_status(status: Mapping[str, Any], paint: Paint, width: int) -> str:
         _concerns(status, paint),
     )
     lines = [line for block in blocks for line in block]
-    return "\n".join((*pod, *(fit(line, width) for line in lines)))
+    return "\n".join((*pod, *(fold(line, width) for line in lines)))
 
 
 def clean(text: object) -> str:
@@ -63,22 +63,41 @@ def clean(text: object) -> str:
     return shown if shown.isprintable() else "".join(c if c.isprintable() else " " for c in shown)
 
 
-def fit(line: str, width: int) -> str:
-    """Cut a line to ``width`` visible columns."""
-    if len(line) <= width:
+def fold(line: str, width: int) -> str:
+    """Break a line at spaces into lines of ``width`` visible columns: nothing is left out.
+
+    What is continued stands below its beginning; a word that is too long is cut in two.
+    """
+    if len(line) <= width or len(_bare(line)) <= width:
         return line
-    out, visible, position = [], 0, 0
-    while position < len(line) and visible < width:
-        if line[position] == "\x1b":
-            end = line.index("m", position) + 1
-            out.append(line[position:end])
-            position = end
-            continue
-        last = visible == width - 1 and len(_bare(line[position:])) > 1
-        out.append("…" if last else line[position])
-        visible += 1
+    start = len(line) - len(line.lstrip(" "))
+    indent = " " * min(start or _LABEL_WIDTH + 1, width // 2)
+    lines: list[str] = []
+    current, filled = " " * start, False
+    for word in line[start:].split(" "):
+        rest = word
+        if filled and len(_bare(current)) + 1 + len(_bare(rest)) > width:
+            lines.append(current.rstrip())
+            current, filled = indent, False
+        while (room := width - len(_bare(current))) < len(_bare(rest)):
+            head, rest = _cut(rest, room)
+            lines.append(current + head)
+            current = indent
+        current += f" {rest}" if filled else rest
+        filled = filled or bool(rest) or not lines
+    return "\n".join((*lines, current))
+
+
+def _cut(word: str, room: int) -> tuple[str, str]:
+    """Split after ``room`` visible characters."""
+    position = visible = 0
+    while visible < room:
+        if word[position] == "\x1b":
+            position = word.index("m", position)
+        else:
+            visible += 1
         position += 1
-    return "".join(out) + ("\x1b[0m" if "\x1b" in line else "")
+    return word[:position], word[position:]
 
 
 def size(size_bytes: float | None) -> str:

@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from supervisor.cli.render import Paint, duration, fit, render_status, size
+from supervisor.cli.render import Paint, duration, fold, render_status, size
 from supervisor.core.status import (
     Advice,
     Alert,
@@ -147,12 +147,20 @@ def test_foreign_text_cannot_steer_the_terminal() -> None:
     assert "hint: a b" in screen
 
 
-def test_fit_keeps_short_lines_and_counts_only_what_is_seen() -> None:
-    assert fit("abc", 3) == "abc"
-    assert fit("abcd", 3) == "ab…"
+def test_long_lines_are_folded_and_nothing_is_left_out() -> None:
+    assert fold("abc", 3) == "abc"
+    assert fold("    one two three", 12) == "    one two\n    three"
+    assert fold("error      one two three", 20) == "error      one two\n          three"
+    assert fold("abcdefgh", 3) == "abc\n de\n fg\n h"
     painted = "\x1b[31mabcd\x1b[0m"
-    assert fit(painted, 4).startswith("\x1b[31mabcd")
-    assert "ab…" in fit(painted, 3)
+    assert fold(painted, 4) == painted
+    assert fold(painted, 3) == "\x1b[31mabc\n d\x1b[0m"
+
+
+@pytest.mark.parametrize("width", [20, 40])
+def test_a_narrow_screen_says_as_much_as_a_wide_one(width: int) -> None:
+    narrow, wide = ("".join(render(FULL, columns).split()) for columns in (width, 500))
+    assert narrow == wide.replace("pid77", "")  # the one column that has no room
 
 
 def test_units() -> None:
