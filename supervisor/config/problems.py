@@ -48,7 +48,10 @@ def nearest_name(name: str, names: Iterable[str], *, cutoff: float = 0.6) -> str
     """Return the known name that looks most like ``name``."""
     import difflib  # noqa: PLC0415 - only a configuration with errors pays for it
 
-    matches = difflib.get_close_matches(name, list(names), n=1, cutoff=cutoff)
+    known = list(names)
+    # Letters that have changed places are the likeliest typo, and difflib rates them low.
+    swapped = [each for each in known if sorted(each) == sorted(name)]
+    matches = swapped or difflib.get_close_matches(name, known, n=1, cutoff=cutoff)
     return matches[0] if matches else None
 
 
