@@ -1,0 +1,1 @@
+"""Whole pods as their users run them: real processes, real JupyterLab, a real S3 server."""
