@@ -139,7 +139,7 @@ export function gpu(snapshot) {
   const codecs = Object.entries(found.nvenc);
   replace(byId("gpu"), [found, [...history].length && history.get("gpu 0")], () => [
     ...found.devices.flatMap(card),
-    found.devices.length ? null : make("p", { class: "quiet" }, found.error || "No GPU was found."),
+    found.devices.length ? null : make("p", { class: "quiet" }, found.error ? `No GPU: ${found.error}.` : "No GPU was found."),
     facts([
       ["Memory mode", found.mode?.replaceAll("_", " ")],
       ["Tier", found.tier],
