@@ -15,6 +15,7 @@ from supervisor.api.context import ApiContext
 from supervisor.api.guard import SECURITY_HEADERS, Guard, check_same_origin
 from supervisor.api.health import Health
 from supervisor.api.pages import PUBLIC, Pages
+from supervisor.api.port import PublicPort
 from supervisor.api.routes import Routes, answer
 from supervisor.api.schema import error_document, error_status
 from supervisor.api.sockets import peer_uid
@@ -49,7 +50,7 @@ def owner_application(context: ApiContext, routes: Routes) -> web.Application:
     return application
 
 
-def health_application(context: ApiContext, routes: Routes) -> web.Application:
+def health_application(context: ApiContext, routes: Routes, *, port: PublicPort) -> web.Application:
     """Make the application of the health port."""
     guard = Guard(context.token)
     pages = Pages(guard) if context.dashboard else None
@@ -73,7 +74,12 @@ def health_application(context: ApiContext, routes: Routes) -> web.Application:
             check_same_origin(request)
         return await handler(request)
 
-    application = _application([_errors(context), guarded])
+    @web.middleware
+    async def tracked(request: web.Request, handler: Handler) -> web.StreamResponse:
+        with port.serving(request):
+            return await handler(request)
+
+    application = _application([tracked, _errors(context), guarded])
     application.on_response_prepare.append(_harden)
     if pages:
         application.add_routes(pages.table())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import socket
+from functools import partial
 from itertools import count
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from aiohttp import web
 
 from supervisor.api.applications import health_application, owner_application
 from supervisor.api.context import ApiContext
+from supervisor.api.port import PublicPort
 from supervisor.api.routes import Routes
 from supervisor.api.sockets import file_identity, listen_unix, remove
 from supervisor.api.streams import Streams
@@ -46,13 +48,17 @@ async def serve_api(
     """
     listener = _listen_owner(context, socket_path)
     identity = file_identity(socket_path) if listener is not None else None
-    streams = Streams()
+    streams, door = Streams(), PublicPort()
     async with anyio.create_task_group() as tasks:
         owner = _runner(
             owner_application(context, Routes(context, streams=streams, tasks=tasks, owner=True))
         )
         public = _runner(
-            health_application(context, Routes(context, streams=streams, tasks=tasks, owner=False))
+            health_application(
+                context,
+                Routes(context, streams=streams, tasks=tasks, owner=False),
+                port=door,
+            )
         )
         try:
             await owner.setup()
@@ -60,11 +66,12 @@ async def serve_api(
             if listener is not None:
                 await web.SockSite(owner, listener).start()
             tasks.start_soon(context.recorder.follow, context.bus)
-            await tasks.start(_listen_public, context, public, host, port)
+            await tasks.start(partial(_listen_public, context, door, public, host=host, port=port))
             task_status.started()
             await anyio.sleep_forever()
         finally:
             with anyio.CancelScope(shield=True):
+                door.close()
                 streams.close()
                 async with anyio.create_task_group() as ending:
                     ending.start_soon(owner.cleanup)
@@ -100,29 +107,27 @@ def _listen_owner(context: ApiContext, path: Path) -> socket.socket | None:
 
 async def _listen_public(
     context: ApiContext,
+    door: PublicPort,
     runner: web.AppRunner,
+    *,
     host: str,
     port: int,
-    *,
     task_status: anyio.abc.TaskStatus[None] = anyio.TASK_STATUS_IGNORED,
 ) -> None:
     """Listen on the health port, as soon as it is free."""
     note = ""
     for attempt in count():
-        site = web.TCPSite(runner, host, port)
         try:
-            await site.start()
+            actual = await door.open(runner, host, port)
             break
-        except (OSError, OverflowError) as exc:
-            await site.stop()
+        except OSError as exc:
             if not note:
-                reason = os.strerror(exc.errno) if isinstance(exc, OSError) and exc.errno else exc
+                reason = os.strerror(exc.errno) if exc.errno and exc.errno > 0 else exc
                 note = f"Cannot serve the health port {host}:{port}: {reason}"
                 _complain(context, note, "set PORT_HEALTH or [health] port; it is tried again")
                 task_status.started()
             await anyio.sleep(_RETRY_S[min(attempt, len(_RETRY_S) - 1)])
     state = context.state
-    actual = runner.addresses[0][1]
     notes = tuple(n for n in state.snapshot.notes if n != note)
     state.update(health={**state.snapshot.health, "host": host, "port": actual}, notes=notes)
     log.info("health port: %s:%d", host, actual)

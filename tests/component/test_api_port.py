@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
 
@@ -218,3 +219,38 @@ async def test_a_taken_port_is_said_and_tried_again(
             ):
                 assert response.status == 200
             tasks.cancel_scope.cancel()
+
+
+async def test_idle_connections_give_way_and_streams_do_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("supervisor.api.port.MOST_CONNECTIONS", 8)
+    async with serving(tmp_path) as server, AsyncExitStack() as stack:
+        stream = await stack.enter_async_context(
+            server.public.get(server.url("/v1/stream"), headers=BEARER)
+        )
+        await stream.content.readuntil(b"event: snapshot\n")
+        silent = []
+        for _ in range(20):
+            connection = await anyio.connect_tcp("127.0.0.1", server.port)
+            silent.append(await stack.enter_async_context(connection))
+        with pytest.raises(anyio.EndOfStream), anyio.fail_after(10):
+            await silent[0].receive()  # was closed for a younger one
+        assert await status_of(server, "GET", "/ping") == 200
+        server.bus.publish("test.edge", "still here")
+        with anyio.fail_after(10):
+            await stream.content.readuntil(b"still here")
+
+
+async def test_connections_at_work_are_not_given_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("supervisor.api.port.MOST_CONNECTIONS", 2)
+    async with serving(tmp_path) as server, AsyncExitStack() as stack:
+        for _ in range(2):
+            stream = server.public.get(server.url("/v1/stream"), headers=BEARER)
+            await stack.enter_async_context(stream)
+        with pytest.raises(aiohttp.ClientError):
+            await status_of(server, "GET", "/ping")
+        async with server.session.get("/ping") as response:
+            assert response.status == 200
