@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import logging
 from urllib.parse import urlsplit
 
 import anyio
 from aiohttp import web
 
 from supervisor.errors import ControlError
+
+log = logging.getLogger("supervisor.api")
 
 COOKIE = "supervisor_session"
 _COOKIE_AGE_S = 7 * 86400
@@ -40,6 +43,9 @@ class Guard:
     """Checks tokens; wrong ones are answered ever more slowly, right ones at once."""
 
     def __init__(self, token: str) -> None:
+        if not token:
+            # An empty token would let everybody compute the cookie.
+            raise ValueError("the health port needs a token")
         self._token = token.encode()
         self._cookie = hmac.new(self._token, b"supervisor session 1", hashlib.sha256).hexdigest()
         self._failures = 0
@@ -48,7 +54,7 @@ class Guard:
 
     def is_token(self, given: str) -> bool:
         """Whether this is the token, in a time that does not depend on how alike they are."""
-        return bool(self._token) and hmac.compare_digest(given.encode(), self._token)
+        return hmac.compare_digest(given.encode(), self._token)
 
     async def admits(self, request: web.Request) -> bool:
         """Whether the request carries the token or the session; a wrong one costs time.
@@ -75,6 +81,8 @@ class Guard:
             self._failures = 0
         pause_s = min(_FIRST_PAUSE_S * 2 ** min(self._failures, 10), _LONGEST_PAUSE_S)
         self._failures, self._failed_at_s = self._failures + 1, now_s
+        if self._failures in (1, 10, 100, 1000):
+            log.warning("%d wrong token(s) sent to the health port", self._failures)
         if self._waiting >= _MOST_WAITING:
             raise ControlError(
                 "Cannot check the token: too many wrong ones", status=429, code="slow-down"
