@@ -331,6 +331,9 @@ class ModelsSection(Section):
     civitai_endpoint: str = Field("https://civitai.com", description="CivitAI address.")
     civitai_token: SecretStr | None = Field(None, description="CivitAI API key.")
     fsync: bool = Field(True, description="Flush a file to the disk before it is published.")
+    drop_cache: bool = Field(
+        False, description="Drop downloaded bytes from the page cache, for tight memory limits."
+    )
     organize: bool = Field(True, description="Sort files of downloads_directory by kind.")
     store: Path | None = Field(None, description="Content-addressed store shared by pods.")
     store_staging: Path | None = Field(

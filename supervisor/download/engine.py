@@ -110,10 +110,6 @@ class SegmentedDownloader:
         with anyio.CancelScope(shield=True):
             await self._stack.aclose()
 
-    def prioritise(self, name: str) -> None:
-        """Serve the file of this request first whenever a connection becomes free."""
-        self._need().urgent.add(name)
-
     async def fetch(
         self, request: DownloadRequest, resolver: Resolver, progress: ProgressCallback
     ) -> TransferResult:
@@ -131,7 +127,6 @@ class SegmentedDownloader:
                     await tries.again(exc, sources, meter, moved=meter.fetched > before)
         finally:
             resources.transfers -= 1
-            resources.urgent.discard(request.name)
 
     async def _attempt(
         self, request: DownloadRequest, sources: Sources, meter: Meter

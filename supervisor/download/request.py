@@ -31,6 +31,7 @@ class DownloadRequest:
     required: bool = False
     mirrors: tuple[str, ...] = ()
     directory: bool = False
+    urgent: bool = False  # somebody waits for it: its connections go before all others
 
 
 @dataclass(frozen=True, slots=True)

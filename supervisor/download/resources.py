@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from concurrent.futures import Executor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import aiohttp
 
@@ -34,7 +34,6 @@ class Resources:
     fsync: bool
     drop_cache: bool
     attempts: int
-    urgent: set[str] = field(default_factory=set)
     transfers: int = 0  # running now
 
     @property
@@ -44,7 +43,7 @@ class Resources:
 
     def priority(self, request: DownloadRequest, *, first: bool) -> int:
         """Who gets a connection: urgent files, required ones, then one for every file."""
-        if request.name in self.urgent:
+        if request.urgent:
             return 0
         return (1 if request.required else 3) + (0 if first else 1)
 

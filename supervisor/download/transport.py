@@ -13,6 +13,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
+from functools import cache
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit, urlunsplit
@@ -185,10 +186,16 @@ async def _follow(
     )
 
 
+@cache
+def _proxies() -> Mapping[str, str]:
+    # Walks the whole environment, which does not change: not for each of 2 000 files.
+    return getproxies()
+
+
 def proxy_for(url: str) -> tuple[str | None, dict[str, str]]:
     """The proxy that the environment names for ``url``, and the headers meant for it."""
     parts = urlsplit(url)
-    proxies = getproxies()
+    proxies = _proxies()
     proxy = proxies.get(parts.scheme) or proxies.get("all")
     if not proxy or proxy_bypass(parts.hostname or ""):
         return None, {}

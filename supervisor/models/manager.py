@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from itertools import count
 from pathlib import Path
 
@@ -320,7 +321,7 @@ class ModelManager:
         if job.request.directory:
             await self._unfold(job)
             return
-        request = job.request
+        request = replace(job.request, urgent=job.urgent)
         resolver = self._resolver(request)
         seen = [-1]
 

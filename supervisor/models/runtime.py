@@ -27,6 +27,9 @@ from supervisor.models.sources import open_sources
 from supervisor.models.sources.base import SourceContext
 from supervisor.models.transfers import open_downloader
 
+# Hashing and writing give way when ComfyUI needs the cores; an idle machine does not notice.
+_BEHIND_COMFYUI = 10
+
 log = logging.getLogger("supervisor.models")
 
 
@@ -49,6 +52,8 @@ async def opened_downloader(section: ModelsSection) -> AsyncIterator[Downloader]
         per_host=section.per_host,
         stall_timeout_s=section.stall_timeout_s,
         fsync=section.fsync,
+        drop_cache=section.drop_cache,
+        thread_nice=_BEHIND_COMFYUI,
         rate_limit_bytes_per_s=parse_rate_bytes_per_s(rate) if rate else None,
     )
     async with engine:

@@ -9,9 +9,18 @@ import anyio
 import pytest
 
 from supervisor.config.settings import ModelsSection
+from supervisor.core.events import EventBus
+from supervisor.core.state import StateStore
 from supervisor.core.status import DownloadState
 from supervisor.download.partial import part_path
-from supervisor.download.request import DownloadRequest
+from supervisor.download.request import (
+    DownloadRequest,
+    ProgressCallback,
+    Resolved,
+    Resolver,
+    TransferResult,
+)
+from supervisor.models.manager import ModelManager
 from supervisor.models.preflight import Preflight
 from supervisor.models.queue import Job
 from supervisor.models.runtime import opened_downloader, opened_sources
@@ -42,6 +51,35 @@ async def test_a_file_behind_netrc_is_fetched(
         ):
             await engine.fetch(request, sources["http"], lambda _: None)
     assert await anyio.Path(request.destination).read_bytes() == b"data"
+
+
+async def test_urgency_reaches_the_engine(tmp_path: Path) -> None:
+    """Of two files, one was put to the front by a person."""
+    seen: dict[str, bool] = {}
+
+    class Engine:
+        async def fetch(
+            self, request: DownloadRequest, resolver: Resolver, progress: ProgressCallback
+        ) -> TransferResult:
+            seen[request.name] = request.urgent
+            return TransferResult(request.destination, 1, None, 1)
+
+    class Source:
+        async def resolve(self, request: DownloadRequest) -> Resolved:
+            return Resolved(request.url, size_bytes=1)
+
+    requests = [DownloadRequest(n, "http://h/" + n, tmp_path / n) for n in ("a", "b")]
+    manager = ModelManager(
+        settings=ModelsSection(),
+        state=StateStore(),
+        bus=EventBus(),
+        downloader=Engine(),
+        resolvers={"http": Source()},
+    )
+    manager.enqueue(requests)
+    manager.prioritise("b")
+    assert await manager.run_until_done([])
+    assert seen == {"a": False, "b": True}
 
 
 async def test_room_reserved_by_a_file_under_way_is_not_counted_twice(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import anyio
 import pytest
 
 from supervisor.download import engine as engine_module
-from supervisor.download import storage
+from supervisor.download import storage, transport
 from supervisor.download.engine import SegmentedDownloader
 from supervisor.download.limits import BufferPool
 from supervisor.download.request import Progress
@@ -55,9 +56,11 @@ async def test_the_environment_names_the_proxy(
     async with serve(DATA) as proxy, make() as engine:
         monkeypatch.setenv("http_proxy", f"http://user:p%40ss@127.0.0.1:{proxy.port}")
         monkeypatch.setenv("no_proxy", "")
+        transport._proxies.cache_clear()
         await engine.fetch(wanted(tmp_path, "http://models.invalid/m"), Direct(), Log())
 
         assert {ask.path for ask in proxy.asks} == {"http://models.invalid/m"}
+        transport._proxies.cache_clear()
         # "user:p@ss" in base64
         assert {ask.headers["proxy-authorization"] for ask in proxy.asks} == {"Basic dXNlcjpwQHNz"}
         assert (tmp_path / "model.bin").read_bytes() == DATA
@@ -73,6 +76,28 @@ async def test_few_buffers_slow_down_but_break_nothing(
             result = await engine.fetch(request, Direct(), Log())
         assert result.bytes_fetched == len(DATA)
         assert (tmp_path / "model.bin").read_bytes() == DATA
+
+
+async def test_who_is_waited_for_gets_the_next_connection(tmp_path: Path) -> None:
+    done: list[str] = []
+    async with (
+        serve(DATA, lambda _: Fault(bytes_per_s=60e6)) as origin,
+        make(per_host=1) as engine,
+        anyio.create_task_group() as group,
+    ):
+
+        async def fetch(name: str, *, urgent: bool) -> None:
+            request = wanted(tmp_path, origin.url, name=name)
+            await engine.fetch(replace(request, urgent=urgent), Direct(), Log())
+            done.append(name)
+
+        group.start_soon(lambda: fetch("first", urgent=False))
+        while not origin.sent:
+            await anyio.sleep(0.01)
+        group.start_soon(lambda: fetch("second", urgent=False))
+        await anyio.wait_all_tasks_blocked()
+        group.start_soon(lambda: fetch("urgent", urgent=True))
+    assert done[0] == "urgent"
 
 
 async def test_a_long_pause_is_left_to_the_caller(tmp_path: Path) -> None:
