@@ -60,7 +60,12 @@ def pod() -> StateStore:
             files=(
                 DownloadFileStatus(f"a {EVIL}", DownloadState.ACTIVE, 1000, 250),
                 DownloadFileStatus("b", DownloadState.QUEUED, None, 0, error="timed out"),
-                DownloadFileStatus("c", DownloadState.FAILED, error="gated", hint="set HF_TOKEN"),
+                DownloadFileStatus(
+                    "c",
+                    DownloadState.FAILED,
+                    error="gated",
+                    hint="see https://hf.example/a/b, then set HF_TOKEN",
+                ),
                 DownloadFileStatus("d", DownloadState.DONE, 2000, 2000),
             )
         ),
@@ -111,6 +116,8 @@ async def test_everything_is_shown_and_nothing_is_executed(
             "5 min 0 s of 1 h 0 min", "9.00 s (usually 8.00 s)", "supervisor 1.2.4",
         ):  # fmt: skip
             assert text in shown
+        followed = "document.querySelector('#downloads .hint a').href"
+        assert await page.evaluate(followed) == "https://hf.example/a/b"
         assert await page.evaluate("location.pathname + location.search") == "/"
         assert await page.evaluate("window.hacked") is None
         assert await page.evaluate("document.querySelectorAll('main img, main script').length") == 0

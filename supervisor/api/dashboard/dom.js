@@ -48,6 +48,17 @@ export function keyed(list, items, key, create, update) {
   if (empty) empty.hidden = items.length > 0;
 }
 
+const ADDRESS = /(https:\/\/[^\s<>"'`]*[^\s<>"'`.,;:!?)\]])/;
+
+/** A hint of the supervisor; the addresses in it can be followed. */
+export function hint(words) {
+  if (!words) return null;
+  const parts = words.split(ADDRESS).map((part, i) => (i % 2
+    ? make("a", { href: part, target: "_blank", rel: "noopener noreferrer" }, part)
+    : part));
+  return make("div", { class: "hint" }, ...parts);
+}
+
 /** A labelled bar. `ratio` null = not known. */
 export function level({ label, value, ratio, role = "meter", state = "" }) {
   const fill = make("div", { class: ratio == null ? "fill unknown" : "fill", "data-level": state });

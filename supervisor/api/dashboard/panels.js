@@ -1,6 +1,6 @@
 // Each function draws one panel from the snapshot.
 
-import { byId, facts, keyed, level, make, replace, spark, text } from "./dom.js";
+import { byId, facts, hint, keyed, level, make, replace, spark, text } from "./dom.js";
 import { ago, duration, gib, list, percent, size } from "./format.js";
 
 const HISTORY = 150;
@@ -74,7 +74,7 @@ export function concerns(snapshot) {
       make("span", { class: "pill", "data-state": item.severity }, item.severity),
       make("div", {},
         make("div", {}, item.message, item.count > 1 ? ` (${item.count} times)` : ""),
-        item.hint ? make("div", { class: "hint" }, item.hint) : null,
+        hint(item.hint),
         /^https:\/\//.test(item.link ?? "") ? make("a", { href: item.link, target: "_blank", rel: "noopener noreferrer" }, "more about this") : null),
     ]);
   });
@@ -126,7 +126,7 @@ function story(service) {
   return [
     service.message ? make("span", { class: service.state === "failed" ? "fault" : "" }, service.message) : null,
     ended ? make("span", {}, `${ending(last)}: ${last.reason}`) : null,
-    service.hint ? make("span", { class: "hint" }, service.hint) : null,
+    hint(service.hint),
     quiet.length ? make("span", { class: "quiet" }, quiet.join(" · ")) : null,
   ];
 }

@@ -1,6 +1,6 @@
 // Models on their way in, outputs on their way out.
 
-import { byId, facts, keyed, level, make, replace } from "./dom.js";
+import { byId, facts, hint, keyed, level, make, replace } from "./dom.js";
 import { duration, size } from "./format.js";
 
 const SHOWN = 12;
@@ -57,7 +57,7 @@ function rowOf(file) {
       ? level({ label: amount, value: `${Math.floor((100 * file.bytes_done) / file.bytes_total)} %`, ratio: file.bytes_done / file.bytes_total, role: "progressbar" })
       : amount ? make("div", { class: "quiet" }, amount) : null,
     file.error ? make("div", { class: file.state === "failed" ? "fault" : "" }, file.error) : null,
-    file.hint ? make("div", { class: "hint" }, file.hint) : null,
+    hint(file.hint),
   ];
 }
 
@@ -78,7 +78,7 @@ export function sync(snapshot) {
         ["Last", found.last_stored],
       ]),
       found.last_error ? make("p", { class: "fault" }, found.last_error) : null,
-      found.hint ? make("p", { class: "hint" }, found.hint) : null,
+      hint(found.hint),
     ];
   });
 }
