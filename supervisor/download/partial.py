@@ -222,8 +222,18 @@ class PartFile:
             self._drop_journal()
 
     def close(self) -> None:
-        """Release the file and its lock; what was written stays for the next time."""
+        """Release the file and its lock; what was written stays for the next time.
+
+        A file without a single byte is removed: it would only hold its reserved room.
+        """
         with self._lock:
+            if (
+                self.fd >= 0
+                and not self.written.total
+                and _is_at(self.fd, part_path(self.destination))
+            ):
+                self._drop_journal()
+                part_path(self.destination).unlink(missing_ok=True)
             if self._journal is not None:
                 self._journal.close()
                 self._journal = None
@@ -334,11 +344,16 @@ def _open_locked(path: Path) -> int:
             if exc.errno not in _NO_LOCKS:
                 os.close(fd)
                 raise
-        with suppress(FileNotFoundError):
-            named, mine = path.stat(), os.fstat(fd)
-            if (named.st_dev, named.st_ino) == (mine.st_dev, mine.st_ino):
-                return fd
+        if _is_at(fd, path):
+            return fd
         os.close(fd)  # it was published or discarded between the open and the lock
+
+
+def _is_at(fd: int, path: Path) -> bool:
+    with suppress(OSError):
+        named, mine = path.stat(), os.fstat(fd)
+        return (named.st_dev, named.st_ino) == (mine.st_dev, mine.st_ino)
+    return False
 
 
 def _write_all(fd: int, offset: int, data: memoryview | bytes) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import gzip
 import hashlib
+import ssl
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
@@ -54,6 +55,7 @@ class Origin:
     data: bytes
     behave: Callable[[Ask], Fault]
     port: int = 0
+    scheme: str = "http"
     asks: list[Ask] = field(default_factory=list)
     sent: int = 0
     open: int = 0
@@ -61,7 +63,7 @@ class Origin:
 
     @property
     def url(self) -> str:
-        return f"http://127.0.0.1:{self.port}/model.bin"
+        return f"{self.scheme}://127.0.0.1:{self.port}/model.bin"
 
     @property
     def sha256(self) -> str:
@@ -70,7 +72,10 @@ class Origin:
 
 @asynccontextmanager
 async def serve(
-    data: bytes, behave: Callable[[Ask], Fault] | None = None, host: str = "127.0.0.1"
+    data: bytes,
+    behave: Callable[[Ask], Fault] | None = None,
+    host: str = "127.0.0.1",
+    tls: ssl.SSLContext | None = None,
 ) -> AsyncIterator[Origin]:
     """Run an origin on a free port."""
     origin = Origin(data, behave or (lambda _: Fault()))
@@ -89,7 +94,8 @@ async def serve(
             writer.transport.abort()
             handlers.discard(task)
 
-    server = await asyncio.start_server(handle, host, 0)
+    server = await asyncio.start_server(handle, host, 0, ssl=tls)
+    origin.scheme = "http" if tls is None else "https"
     origin.port = server.sockets[0].getsockname()[1]
     try:
         yield origin
