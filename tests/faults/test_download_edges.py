@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import subprocess
+import threading
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +17,8 @@ from supervisor.download import engine as engine_module
 from supervisor.download import storage, transport
 from supervisor.download.engine import SegmentedDownloader
 from supervisor.download.limits import BufferPool
+from supervisor.download.meter import Meter
+from supervisor.download.partial import PartFile
 from supervisor.download.request import Progress
 from supervisor.errors import DiskFullError, TransientTransferError
 from tests.support.bad_origin import Ask, Fault, serve
@@ -76,6 +80,45 @@ async def test_few_buffers_slow_down_but_break_nothing(
             result = await engine.fetch(request, Direct(), Log())
         assert result.bytes_fetched == len(DATA)
         assert (tmp_path / "model.bin").read_bytes() == DATA
+
+
+@pytest.mark.parametrize("slow", ["write", "flush"])
+async def test_a_slow_disk_never_exposes_more_than_8_mib(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, slow: str
+) -> None:
+    """Whatever crash comes: received but not yet safe stays bounded, whoever is slow."""
+    write, checkpoint, add = PartFile.write, PartFile.checkpoint, Meter.add
+    received = written = safe = most = 0
+    counter = threading.Lock()
+
+    def slow_write(part: PartFile, offset: int, data: memoryview) -> None:
+        nonlocal written
+        time.sleep(0.02 if slow == "write" else 0.0)
+        write(part, offset, data)
+        with counter:
+            written += len(data)
+
+    def slow_checkpoint(part: PartFile) -> None:
+        nonlocal safe
+        covered = written
+        time.sleep(0.1 if slow == "flush" else 0.0)
+        checkpoint(part)
+        safe = max(safe, covered)
+
+    def counting(meter: Meter, count: int) -> None:
+        nonlocal received, most
+        received += count
+        most = max(most, received - safe)
+        add(meter, count)
+
+    monkeypatch.setattr(PartFile, "write", slow_write)
+    monkeypatch.setattr(PartFile, "checkpoint", slow_checkpoint)
+    monkeypatch.setattr(Meter, "add", counting)
+    async with serve(DATA) as origin, make(connections=32, fsync=True) as engine:
+        await engine.fetch(wanted(tmp_path, origin.url), Direct(), Log())
+    # Each of 32 connections may take one last small read, and what aiohttp held already.
+    assert 4 * MIB < most <= 8 * MIB + 32 * 64 * 1024
+    assert (tmp_path / "model.bin").read_bytes() == DATA
 
 
 async def test_who_is_waited_for_gets_the_next_connection(tmp_path: Path) -> None:
