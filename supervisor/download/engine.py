@@ -127,6 +127,8 @@ class SegmentedDownloader:
                     await tries.again(exc, sources, meter, moved=meter.fetched > before)
         finally:
             resources.transfers -= 1
+            if not resources.transfers:
+                resources.pool.shrink()
 
     async def _attempt(
         self, request: DownloadRequest, sources: Sources, meter: Meter

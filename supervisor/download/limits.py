@@ -99,8 +99,13 @@ class BufferPool:
 
     def __init__(self, blocks: int = BUFFER_BLOCKS) -> None:
         self._free: list[bytearray] = []
-        self._unmade = blocks
+        self._blocks = self._unmade = blocks
         self._waiting: deque[Callable[[bytearray], None]] = deque()
+
+    @property
+    def held_bytes(self) -> int:
+        """Memory of the blocks that exist, in use or not."""
+        return (self._blocks - self._unmade) * BLOCK_BYTES
 
     def take(self) -> bytearray | None:
         """A block, or None when all are in use."""
@@ -126,3 +131,8 @@ class BufferPool:
             self._waiting.popleft()(block)
         else:
             self._free.append(block)
+
+    def shrink(self) -> None:
+        """Free the memory of blocks that nobody uses: an idle pod needs none."""
+        self._unmade += len(self._free)
+        self._free.clear()

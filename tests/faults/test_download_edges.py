@@ -121,6 +121,19 @@ async def test_a_slow_disk_never_exposes_more_than_8_mib(
     assert (tmp_path / "model.bin").read_bytes() == DATA
 
 
+async def test_an_idle_engine_holds_no_buffers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pool = BufferPool(8)
+    monkeypatch.setattr(engine_module, "BufferPool", lambda: pool)
+    async with serve(DATA) as origin, make(connections=8) as engine:
+        await engine.fetch(wanted(tmp_path, origin.url), Direct(), Log())
+        assert pool.held_bytes == 0
+        block = pool.take()
+        assert block is not None
+        assert pool.held_bytes == len(block)
+
+
 async def test_who_is_waited_for_gets_the_next_connection(tmp_path: Path) -> None:
     done: list[str] = []
     async with (
