@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -179,4 +180,5 @@ def _keep(path: Path, values: Mapping[str, str]) -> None:
         temporary.write_text(json.dumps(values), encoding="utf-8")
         temporary.replace(path)
     except OSError:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # a read-only file system refuses this too
+            temporary.unlink(missing_ok=True)

@@ -13,6 +13,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -265,7 +266,8 @@ def _store(cache: Path, identity: list[Any], options: Options) -> None:
         temporary.write_text(json.dumps(data), encoding="utf-8")
         temporary.replace(cache)
     except OSError:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # a read-only file system refuses this too
+            temporary.unlink(missing_ok=True)
 
 
 def _read(path: Path) -> str:

@@ -7,6 +7,7 @@ import json
 import math
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 
 import anyio
@@ -116,4 +117,5 @@ def store_nvenc(directory: Path, identity: str, facts: NvencFacts) -> None:
         temporary.write_text(json.dumps(data), encoding="utf-8")
         temporary.replace(path)
     except OSError:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # a read-only file system refuses this too
+            temporary.unlink(missing_ok=True)

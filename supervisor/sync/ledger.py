@@ -41,6 +41,8 @@ _COLUMNS = (
     " incomplete, verified, stored_at"
 )
 _SELECT = f"SELECT {_COLUMNS} FROM files "  # noqa: S608 (a constant)
+_LOCKED_HINT = "is another supervisor using the same state directory?"
+_OPEN_HINT = "check that the state directory is writable and has free space"
 _SETTLED = (FileState.STORED, FileState.DONE)
 
 
@@ -62,7 +64,7 @@ class Ledger:
         except OSError as exc:
             raise JournalError(
                 f"Cannot open the sync journal {path}: {exc.strerror or exc}",
-                hint="check that the state directory is writable and has free space",
+                hint=_OPEN_HINT,
             ) from exc
 
     def _open(self) -> sqlite3.Connection:
@@ -71,7 +73,7 @@ class Ledger:
         except sqlite3.OperationalError as exc:
             raise JournalError(
                 f"Cannot open the sync journal {self.path}: {exc}",
-                hint="is another supervisor using the same state directory?",
+                hint=_LOCKED_HINT if "locked" in str(exc) else _OPEN_HINT,
             ) from exc
         except sqlite3.DatabaseError:
             # Damaged beyond SQLite's own recovery. The rescan rebuilds it: what is stored
