@@ -55,7 +55,7 @@ class Board:
         name = self.status.name
         self._bus.publish(
             "service.state",
-            f"{name} is {state}" + (f": {message}" if message else ""),
+            f"{name} is {state}" + (f": {message}" if message not in ("", state) else ""),
             severity=_SEVERITIES.get(state, Severity.INFO),
             subject=name,
             state=str(state),

@@ -76,6 +76,7 @@ class ServiceManager:
         )
         self._runners: dict[str, ServiceRunner] = {}
         self._tasks: TaskGroup | None = None
+        self._stopping = False
         self._failed = anyio.Event()
         self._ended = anyio.Event()
         logs.on_drop = self._dropped
@@ -128,9 +129,11 @@ class ServiceManager:
         """Start a service that rests or waits for its next try; returns at once.
 
         Raises:
-            ControlError: there is no such service.
+            ControlError: there is no such service, or the pod is stopping.
         """
-        self._runner(name).ask(Wanted.UP)
+        runner = self._runner(name)
+        self._check_running(f"start {name}")
+        runner.ask(Wanted.UP)
 
     async def stop(self, name: str) -> None:
         """Stop a service; returns when its whole group is gone.
@@ -157,11 +160,12 @@ class ServiceManager:
         A ComfyUI with jobs in its queue is restarted when they are done, unless ``now``.
 
         Raises:
-            ControlError: there is no such service.
+            ControlError: there is no such service, or the pod is stopping.
         """
         runner = self._runner(name)
         if not now:
             await runner.drain()
+        self._check_running(f"restart {name}")
         generation = runner.status.generation
         runner.ask(Wanted.AGAIN)
 
@@ -201,10 +205,14 @@ class ServiceManager:
 
         Returns what was (or, with ``dry_run``, would be) done. Returns when removed
         services are gone and changed ones are restarting.
+
+        Raises:
+            ControlError: the pod is stopping.
         """
         changes = diff(self.specs, specs)
         if dry_run:
             return changes
+        self._check_running("change the services")
         async with anyio.create_task_group() as tasks:
             for name in changes.removed:
                 tasks.start_soon(self._remove, name)
@@ -221,6 +229,7 @@ class ServiceManager:
 
         May be called again with less time, to hurry a stop that is under way.
         """
+        self._stopping = True
         self._logs.close_subscriptions()
         begun_s = anyio.current_time()
         specs = self.specs
@@ -280,6 +289,10 @@ class ServiceManager:
             runner.ask(Wanted.AGAIN)
         elif runner.status.state is ServiceState.FAILED:
             runner.ask(Wanted.UP)  # what made it fail may just have been corrected
+
+    def _check_running(self, action: str) -> None:
+        if self._stopping:
+            raise ControlError(f"Cannot {action}: the pod is stopping", status=409, code="stopping")
 
     def _runner(self, name: str) -> ServiceRunner:
         runner = self._runners.get(name)
