@@ -216,7 +216,8 @@ class Pod:
         """Write a line for what happens to services; the other parts write their own."""
         with self.bus.subscribe() as events:
             async for event in events:
-                if event.kind.startswith("service."):
+                # How a life ended is told by the state that follows, too.
+                if event.kind.startswith("service.") and event.kind != "service.exit":
                     logging.getLogger("supervisor.services").log(
                         _LEVELS[event.severity], "%s", event.message
                     )
