@@ -42,6 +42,11 @@ def test_second_sigterm_hurries(pid1_world: DemoWorld) -> None:
         started_s = time.monotonic()
         os.kill(pod.init, signal.SIGTERM)
         pod.wait(lambda s: s["phase"] == "stopping", "it stops")
+        edit(pid1_world, "services.late", command=["sleep", "3600"])
+        for command in (["reload"], ["start", "comfyui"], ["restart", "--now", "stubborn"]):
+            refused = pod.cli(*command)
+            assert refused.returncode == 1
+            assert "the pod is stopping" in refused.stderr
         assert pod.stop() == 0
         assert time.monotonic() - started_s < 25
         assert pod_processes(str(pid1_world.folder)) == {}

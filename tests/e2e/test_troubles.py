@@ -127,14 +127,30 @@ def test_missing_comfyui(world: DemoWorld) -> None:
         assert pod.stop() == 0
 
 
-@pytest.mark.needs("mount")
-def test_unwritable_outputs(world: DemoWorld, tmp_path: Path) -> None:
+def read_only(folder: Path) -> tuple[str, ...]:
+    """A wrapper: root writes everywhere but on what is mounted read-only."""
     require(available=os.geteuid() == 0, what="root")
+    folder.mkdir(exist_ok=True)
+    mounted = f'mount --bind {folder} {folder} && mount -o remount,bind,ro {folder} && exec "$@"'
+    return ("unshare", "--mount", "sh", "-c", mounted, "sh")
+
+
+@pytest.mark.needs("mount", "unshare")
+def test_read_only_state_directory(world: DemoWorld) -> None:
+    state = world.folder / "state"
+    edit(world, "services.plain", command=["sleep", "3600"])
+    with Pod(world, wrapper=read_only(state)) as pod:
+        pod.wait(lambda s: s["services"]["plain"]["ready"], "the rest works")
+        pod.wait(lambda s: s["sync"]["last_error"], "sync says what it lacks")
+        assert "check that the state directory is writable" in shown(pod)
+        assert "bug" not in pod.text()
+        assert pod.stop() == 0
+
+
+@pytest.mark.needs("mount", "unshare")
+def test_unwritable_outputs(world: DemoWorld, tmp_path: Path) -> None:
     output = tmp_path / "output"
-    output.mkdir()
-    # Root writes everywhere but on what is mounted read-only.
-    mounted = f'mount --bind {output} {output} && mount -o remount,bind,ro {output} && exec "$@"'
-    wrapper = ("unshare", "--mount", "sh", "-c", mounted, "sh")
+    wrapper = read_only(output)
     edit(world, "comfyui", output_directory=output)
     edit(world, "services.plain", command=["sleep", "3600"])
     with Pod(world, wrapper=wrapper) as pod:
