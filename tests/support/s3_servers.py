@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import boto3
-import pytest
 from botocore.config import Config
 
+from tests.conftest import require
 from tests.support.s3_strict import StrictS3
 
 
@@ -99,7 +99,8 @@ def s3rver(folder: Path) -> Iterator[Server]:
     """Run s3rver of the npm registry (``npm install -g s3rver``)."""
     program = os.environ.get("S3RVER") or shutil.which("s3rver")
     if program is None:
-        pytest.skip("needs s3rver: npm install -g s3rver")
+        require(available=False, what="s3rver (npm install -g s3rver)")
+        raise AssertionError("require does not return")
     command = [program, "-d", str(folder), "-a", "127.0.0.1", "-p", "0",
                "--configure-bucket", "bucket", "--no-vhost-buckets"]  # fmt: skip
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)

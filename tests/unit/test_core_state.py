@@ -48,9 +48,9 @@ def test_the_phase_follows_the_required_parts() -> None:
     assert phase(store) is Phase.READY
     store.set_service(replace(COMFY, state=ServiceState.BACKOFF))
     assert phase(store) is Phase.DEGRADED
-    assert store.snapshot.broken == ()
+    assert not store.snapshot.broken
     store.set_service(replace(COMFY, state=ServiceState.FAILED))
-    assert store.snapshot.broken == ("comfyui",)
+    assert list(store.snapshot.broken) == ["comfyui"]
 
 
 def test_an_optional_service_does_not_hold_readiness_up() -> None:
