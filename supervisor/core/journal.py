@@ -114,7 +114,7 @@ def decode(data: bytes) -> tuple[list[Record], int]:
     position = 0
     while (end := data.find(b"\n", position)) >= 0:
         line = data[position:end]
-        if len(line) < 10 or line[:8] != b"%08x" % zlib.crc32(line[9:]):
+        if len(line) < 10 or line[:9] != b"%08x " % zlib.crc32(line[9:]):
             break
         records.append(json.loads(line[9:]))
         position = end + 1
