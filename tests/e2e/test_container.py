@@ -108,3 +108,20 @@ def test_dry_run_writes_nothing(world: DemoWorld) -> None:
         }
     changed = {p for p in {*before, *after} if before.get(p) != after.get(p)}
     assert not changed - {world.folder}
+
+
+@pytest.mark.parametrize(
+    ("models", "said"),
+    [
+        ('[[models.files]]\nurl = "https://x/a"\nto = "../../etc/passwd"\n', "'..'"),
+        ('[[models.files]]\nurl = "ftp://x/a"\nto = "loras/a"\n', "https://"),
+    ],
+)
+def test_check_looks_at_the_models_too(world: DemoWorld, models: str, said: str) -> None:
+    world.config.write_text(models)
+    with Pod(world, arguments=["--set", "supervisor.dry_run=true"]) as pod:
+        checked = pod.cli("check", "--config", str(world.config))
+        assert checked.returncode == 78
+        assert said in checked.stderr
+        assert pod.process.wait(60) == 78
+        assert said in pod.text()

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 from argparse import ArgumentParser, Namespace
 from collections.abc import Mapping
+from pathlib import Path
 
 from supervisor.cli.configuration import load_for
 from supervisor.cli.output import print_json
@@ -21,9 +23,9 @@ def configure(parser: ArgumentParser) -> None:
 
 
 def run(args: Namespace, environ: Mapping[str, str]) -> int:
-    """Load the configuration and build the plan of a machine that nobody looked at."""
+    """Load the configuration and plan for a machine that nobody looked at."""
     try:
-        path = _check(args, environ)
+        path, notes = _check(args, environ)
     except ConfigError as error:
         if not args.json:
             raise
@@ -32,23 +34,27 @@ def run(args: Namespace, environ: Mapping[str, str]) -> int:
         print_json({"ok": False, "message": error.message, "problems": problems})
         return ExitCode.CONFIG
     if args.json:
-        print_json({"ok": True, "path": path, "problems": []})
+        print_json({"ok": True, "path": path, "problems": [], "notes": notes})
     else:
+        for note in notes:
+            print(f"note: {note}", file=sys.stderr)
         print(f"{path or 'no configuration file, defaults and environment'}: no errors")
     return ExitCode.DONE
 
 
-def _check(args: Namespace, environ: Mapping[str, str]) -> str | None:
-    """Return the path of the file that was found.
+def _check(args: Namespace, environ: Mapping[str, str]) -> tuple[str | None, list[str]]:
+    """Return the path of the file that was found, and what is odd but no error.
 
     Raises:
         ConfigError: something is wrong.
     """
     from supervisor.hardware.facts import HardwareFacts  # noqa: PLC0415
+    from supervisor.models.planning import plan_models  # noqa: PLC0415
     from supervisor.plan.build import GeneratedSecrets, build_plan  # noqa: PLC0415
 
     loaded = load_for(args, environ)
-    # Dependencies between services are the plan's knowledge; they do not need hardware.
+    # Dependencies between services and lists of models are the plan's knowledge; they do
+    # not need hardware.
     build_plan(
         settings=loaded.settings,
         facts=HardwareFacts(),
@@ -56,4 +62,7 @@ def _check(args: Namespace, environ: Mapping[str, str]) -> str | None:
         generated=GeneratedSecrets(*3 * (_STAND_IN,)),
         secret_names=loaded.environment_secrets,
     )
-    return str(loaded.path) if loaded.path else None
+    models = plan_models(loaded.settings.models, directory=Path("models"))
+    refused = (f"{item.name} is left out: {item.reason}" for item in models.refused)
+    path = str(loaded.path) if loaded.path else None
+    return path, [*loaded.warnings, *models.notes, *refused]
