@@ -203,8 +203,8 @@ def _services(status: Mapping[str, Any], paint: Paint, width: int) -> Iterator[s
         parts = [f"{mark} {clean(name):<{longest}}", paint.state(service["state"], 9)]
         if width >= _NARROW:
             parts.append(f"{'pid ' + str(service['pid']) if service.get('pid') else '':<11}")
-        if service.get("restarts"):
-            parts.append(paint(f"{service['restarts']} restarts", "yellow"))
+        if count := service.get("restarts"):
+            parts.append(paint(f"{count} restart{'s' if count > 1 else ''}", "yellow"))
         link = links.get(name) or service.get("url")
         if link and service.get("ready"):
             parts.append(clean(link))
