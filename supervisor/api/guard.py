@@ -1,14 +1,14 @@
 """Who may do what on the health port, which is public behind RunPod's proxy.
 
-The page's cookie is derived from the token and cannot be turned back into it, because
-browsers send cookies to every port of a host, ComfyUI's included.
+The page's cookie is random and says nothing of the token, because browsers send cookies to
+every port of a host, ComfyUI's included. It lasts as long as this process.
 """
 
 from __future__ import annotations
 
-import hashlib
 import hmac
 import logging
+import secrets
 from urllib.parse import urlsplit
 
 import anyio
@@ -44,17 +44,16 @@ class Guard:
 
     def __init__(self, token: str) -> None:
         if not token:
-            # An empty token would let everybody compute the cookie.
             raise ValueError("the health port needs a token")
         self._token = token.encode()
-        self._cookie = hmac.new(self._token, b"supervisor session 1", hashlib.sha256).hexdigest()
+        self._cookie = secrets.token_hex(32).encode()
         self._failures = 0
         self._failed_at_s = float("-inf")
         self._waiting = 0
 
     def is_token(self, given: str) -> bool:
         """Whether this is the token, in a time that does not depend on how alike they are."""
-        return hmac.compare_digest(given.encode(), self._token)
+        return hmac.compare_digest(_bytes(given), self._token)
 
     async def admits(self, request: web.Request) -> bool:
         """Whether the request carries the token or the session; a wrong one costs time.
@@ -66,7 +65,7 @@ class Guard:
         if scheme.lower() == "bearer":
             return await self.accepts(given.strip())
         cookie = request.cookies.get(COOKIE)
-        return cookie is not None and hmac.compare_digest(cookie.encode(), self._cookie.encode())
+        return cookie is not None and hmac.compare_digest(_bytes(cookie), self._cookie)
 
     async def accepts(self, given: str) -> bool:
         """Check a token that somebody typed or sent; a wrong one costs time.
@@ -103,13 +102,18 @@ class Guard:
         forwarded = request.headers.get("X-Forwarded-Proto", "").split(",")[0].strip()
         response.set_cookie(
             COOKIE,
-            self._cookie,
+            self._cookie.decode(),
             max_age=_COOKIE_AGE_S,
             path="/",
             httponly=True,
             samesite="Lax",
             secure=(forwarded or request.scheme) == "https",
         )
+
+
+def _bytes(header: str) -> bytes:
+    """A header's bytes as they came; aiohttp keeps what is not UTF-8 as surrogates."""
+    return header.encode("utf-8", "surrogateescape")
 
 
 def check_same_origin(request: web.Request) -> None:

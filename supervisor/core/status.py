@@ -311,7 +311,7 @@ class Snapshot:
         del rendered["required_downloads"]
         for name, service in rendered["services"].items():
             service["since"] = iso_utc(self.services[name].since_s)
-        return {"ready": self.ready, "missing": list(self.missing), **rendered}
+        return {"ready": self.phase is Phase.READY, "missing": list(self.missing), **rendered}
 
 
 def to_jsonable(value: Any) -> Any:

@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import aiohttp
+import aiohttp.web
 import anyio
 import pytest
+from aiohttp.test_utils import make_mocked_request
 
 from supervisor.api.guard import Guard
 from supervisor.api.server import serve_api
@@ -61,6 +63,28 @@ async def test_nothing_without_the_token(tmp_path: Path, path: str) -> None:
         assert await status_of(server, "GET", path, Cookie="supervisor_session=wrong") == 401
         assert await status_of(server, "GET", path, Cookie=f"supervisor_session={TOKEN}") == 401
         assert await status_of(server, "GET", f"{path}?token=wrong") == 401
+
+
+@pytest.mark.parametrize(
+    "header", [b"Authorization: Bearer \xff", b"Cookie: supervisor_session=\xff"]
+)
+async def test_bytes_that_are_no_text_are_a_wrong_token(tmp_path: Path, header: bytes) -> None:
+    async with (
+        serving(tmp_path) as server,
+        await anyio.connect_tcp("127.0.0.1", server.port) as stream,
+    ):
+        await stream.send(b"GET /v1/status HTTP/1.1\r\nHost: pod\r\n" + header + b"\r\n\r\n")
+        assert (await stream.receive()).startswith(b"HTTP/1.1 401 ")
+
+
+def test_the_session_cannot_be_computed_from_the_token() -> None:
+    def session() -> str:
+        response = aiohttp.web.Response()
+        request = make_mocked_request("GET", "/")
+        Guard(TOKEN).open_session(request, response)
+        return response.cookies["supervisor_session"].value
+
+    assert session() != session()
 
 
 async def test_the_token_in_an_address_becomes_a_cookie(tmp_path: Path) -> None:
