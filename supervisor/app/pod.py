@@ -6,6 +6,7 @@ import gc
 import logging
 import signal
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -173,15 +174,25 @@ class Pod:
 
         self.reloader.planned(plan)
         required = required_names(plan.downloads, self.boot.settings.models.require)
-        self.state.update(notes=_notes(plan, self.boot), required_downloads=required)
+        said = self.state.snapshot.notes
+        fresh = (note for note in _notes(plan, self.boot) if note not in said)
+        self.state.update(notes=(*said, *fresh), required_downloads=required)
         await self.components.download(plan)
 
     async def _mark_ready(self) -> None:
+        from supervisor.monitor.history import BootHistory  # noqa: PLC0415 - after the launch
+
         await self.state.wait(lambda s: s.phase is Phase.READY)
         took_s = self.boot.timeline.mark("ready")
-        self.state.update(boot=self.boot.timeline.status)
-        log.info("ready after %.1f s", took_s)
+        timeline = self.boot.timeline.status
+        history = BootHistory(self.boot.settings.supervisor.state_dir / "boots.json")
+        median_s = await anyio.to_thread.run_sync(history.median)
+        self.state.update(boot=replace(timeline, median_s=median_s))
+        usual = f" (usually {median_s['ready']:.1f} s)" if "ready" in median_s else ""
+        log.info("ready after %.1f s%s", took_s, usual)
         self.bus.publish("pod.ready", f"The pod is ready after {took_s:.1f} s", seconds=took_s)
+        with suppress(OSError):  # a state directory that cannot be written is told elsewhere
+            await anyio.to_thread.run_sync(history.record, timeline.spans_s)
 
     # -- while it runs --------------------------------------------------------------------
 

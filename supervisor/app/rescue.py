@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import signal
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import anyio
@@ -42,7 +43,7 @@ class Rescue:
         self._error = error
         self._settings = salvage(source)
         self._bus = EventBus()
-        self._state = StateStore(_snapshot(error, self._settings))
+        self._state = StateStore(_snapshot(error, self._settings, source.config))
         self._done = anyio.Event()
         self._mended = False
 
@@ -163,10 +164,11 @@ def _try_load(environ: Mapping[str, str], overrides: list[str]) -> LoadedSetting
         return None
 
 
-def _snapshot(error: ConfigError, settings: Settings) -> Snapshot:
+def _snapshot(error: ConfigError, settings: Settings, config: Path | None) -> Snapshot:
     problems = tuple(str(problem) for problem in error.problems) or (error.message,)
     return Snapshot(
         phase=Phase.RESCUE,
+        config_file=str(config) if config else None,
         version=__version__,
         health={"host": settings.health.host, "port": settings.health.port},
         rescue=problems,

@@ -122,7 +122,7 @@ def _service(
 ) -> tuple[ServiceSpec, list[str]]:
     section = context.settings.comfyui
     facts = context.facts.comfyui
-    session = context.settings.supervisor.state_dir / "comfyui" / "session"
+    session = _session_folder(context) / "session"
     own_user = 0o700 if section.user is None else 0o777
     secrets, notes = context.passed(section.env_pass, "comfyui")
     environment = {
@@ -242,6 +242,14 @@ def _readiness(context: PlanContext, arguments: Arguments, port: int) -> Readine
     section = context.settings.comfyui
     probe = _probe(arguments, port, section.listen, "/system_stats")
     return Readiness(probe, timeout_s=section.start_timeout_s)
+
+
+def _session_folder(context: PlanContext) -> Path:
+    """Where ComfyUI-Manager leaves its marker; it must be writable, whatever the state is."""
+    state_dir = context.settings.supervisor.state_dir
+    mount = context.facts.host.mounts.get(state_dir)
+    usable = mount is None or mount.writable
+    return (state_dir if usable else Path("/run/supervisor")) / "comfyui"
 
 
 def _liveness(arguments: Arguments, port: int, listen: str) -> Liveness:
