@@ -52,7 +52,7 @@ def owner_application(context: ApiContext, routes: Routes) -> web.Application:
 
 def health_application(context: ApiContext, routes: Routes, *, port: PublicPort) -> web.Application:
     """Make the application of the health port."""
-    guard = Guard(context.token)
+    guard = Guard(context.token, context.session_key)
     pages = Pages(guard) if context.dashboard else None
     public = _PUBLIC | PUBLIC if pages else _PUBLIC
 

@@ -114,3 +114,4 @@ class ApiContext:
     recorder: Recorder = field(default_factory=Recorder)
     dashboard: bool = True
     access: Mapping[str, str] = field(default_factory=dict, repr=False)
+    session_key: str = field(default="", repr=False)  # empty: sessions end with the process

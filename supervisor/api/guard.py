@@ -1,14 +1,16 @@
 """Who may do what on the health port, which is public behind RunPod's proxy.
 
-The page's cookie is random and says nothing of the token, because browsers send cookies to
-every port of a host, ComfyUI's included. It lasts as long as this process.
+The page's cookie is made with a secret key of its own: who sees it (browsers send cookies to
+every port of a host, ComfyUI's included) can test no guess of the token with it, and who
+guesses a token cannot compute it.
 """
 
 from __future__ import annotations
 
+import hashlib
 import hmac
 import logging
-import secrets
+import os
 from urllib.parse import urlsplit
 
 import anyio
@@ -42,11 +44,12 @@ SECURITY_HEADERS = {
 class Guard:
     """Checks tokens; wrong ones are answered ever more slowly, right ones at once."""
 
-    def __init__(self, token: str) -> None:
+    def __init__(self, token: str, session_key: str) -> None:
         if not token:
             raise ValueError("the health port needs a token")
         self._token = token.encode()
-        self._cookie = secrets.token_hex(32).encode()
+        key = session_key.encode() or os.urandom(32)
+        self._cookie = hmac.new(key, self._token, hashlib.sha256).hexdigest().encode()
         self._failures = 0
         self._failed_at_s = float("-inf")
         self._waiting = 0

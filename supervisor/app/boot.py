@@ -158,7 +158,7 @@ def generated_secrets(state_dir: Path | None) -> GeneratedSecrets:
 
     Without a directory, or when it cannot be written, they last for this run.
     """
-    names = ("jupyter_token", "filebrowser_password", "health_token")
+    names = ("jupyter_token", "filebrowser_password", "health_token", "session_key")
     path = state_dir / "generated-secrets.json" if state_dir else None
     kept: dict[str, str] = {}
     if path is not None:

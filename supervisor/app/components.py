@@ -42,6 +42,7 @@ class Components:
             redact=pod.boot.redactor.redact,
             dashboard=pod.boot.settings.health.dashboard,
             access=access(pod.boot),
+            session_key=pod.boot.generated.session_key,
         )
 
     async def serve(self) -> None:

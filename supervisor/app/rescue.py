@@ -71,6 +71,7 @@ class Rescue:
             state=self._state,
             bus=self._bus,
             token=given.get_secret_value() if given else generated.health_token,
+            session_key=generated.session_key,
             shutdown=self._shutdown,
             reload=self._reload,
         )

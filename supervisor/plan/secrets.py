@@ -12,3 +12,4 @@ class GeneratedSecrets:
     jupyter_token: str = field(repr=False)
     filebrowser_password: str = field(repr=False)
     health_token: str = field(repr=False)
+    session_key: str = field(default="", repr=False)  # of the page's cookies

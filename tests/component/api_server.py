@@ -129,6 +129,7 @@ def make_context(**parts: Any) -> tuple[ApiContext, list[str], list[bool]]:
             "state": state,
             "bus": EventBus(),
             "token": TOKEN,
+            "session_key": "kept in the state directory",
             "logs": LogStore(None, str, console=False),
             "services": Services(state),
             "models": Models(),

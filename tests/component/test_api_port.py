@@ -78,13 +78,14 @@ async def test_bytes_that_are_no_text_are_a_wrong_token(tmp_path: Path, header: 
 
 
 def test_the_session_cannot_be_computed_from_the_token() -> None:
-    def session() -> str:
+    def session(key: str) -> str:
         response = aiohttp.web.Response()
         request = make_mocked_request("GET", "/")
-        Guard(TOKEN).open_session(request, response)
+        Guard(TOKEN, key).open_session(request, response)
         return response.cookies["supervisor_session"].value
 
-    assert session() != session()
+    assert session("one key") == session("one key") != session("another")
+    assert session("") != session("")
 
 
 async def test_the_token_in_an_address_becomes_a_cookie(tmp_path: Path) -> None:
@@ -287,4 +288,4 @@ async def test_connections_at_work_are_not_given_up(
 
 def test_there_is_no_door_without_a_key() -> None:
     with pytest.raises(ValueError, match="needs a token"):
-        Guard("")
+        Guard("", "key")
