@@ -328,4 +328,14 @@ def _first_snapshot(boot: Boot) -> Snapshot:
 
 def _notes(plan: Plan, boot: Boot) -> tuple[str, ...]:
     skipped = (f"{item.name} skipped: {item.reason}" for item in plan.skipped)
-    return (*boot.loaded.warnings, *plan.notes, *skipped)
+    return (*boot.loaded.warnings, *plan.notes, *skipped, *_not_yet(boot))
+
+
+def _not_yet(boot: Boot) -> tuple[str, ...]:
+    """Settings that are read but have no effect yet: nobody may rely on them unknowingly."""
+    notes = []
+    if boot.settings.idle.enabled:
+        notes.append("idle shutdown is not built yet: this pod does not stop by itself")
+    if boot.settings.comfyui.update_nodes:
+        notes.append("node updates are not built yet: custom nodes stay as they are")
+    return tuple(notes)

@@ -101,11 +101,19 @@ def test_no_setsid_makes_a_group_in_the_same_session(as_pid1: bool) -> None:
     assert result[1] == "False True\n"
 
 
+def signals_of(line: str) -> int:
+    """The set in a line of /proc/PID/status, less glibc's own signals 32 and 33.
+
+    GNU make leaves those ignored in what it runs, and no program can change that.
+    """
+    return int(line.split()[1], 16) & ~(0b11 << 31)
+
+
 def test_program_starts_with_a_clean_mask(as_pid1: bool) -> None:
     grep = ("grep", "-E", "^Sig(Blk|Ign)", "/proc/self/status")
     code, out, _ = run_init("command", "--", *grep, as_pid1=as_pid1)
     assert code == 0
-    assert {line.split()[1] for line in out.splitlines()} == {"0" * 16}
+    assert {signals_of(line) for line in out.splitlines()} == {0}
 
 
 def test_supervisor_and_its_children_start_with_a_clean_mask(as_pid1: bool) -> None:
@@ -113,7 +121,7 @@ def test_supervisor_and_its_children_start_with_a_clean_mask(as_pid1: bool) -> N
     lines = out.splitlines()
     assert code == 0
     assert lines[1] == "session True"
-    assert {line.split()[1] for line in lines[2:]} == {"0" * 16}
+    assert {signals_of(line) for line in lines[2:]} == {0}
     if as_pid1:
         assert lines[0] == "ppid 1"
 

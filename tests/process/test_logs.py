@@ -121,33 +121,6 @@ def test_rotation_keeps_so_many(tmp_path: Path) -> None:
     assert "line 049" in (tmp_path / "a.log").read_text()
 
 
-async def test_a_blocked_stdout_holds_up_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
-    read, write = os.pipe()
-    monkeypatch.setattr("supervisor.services.logs.stdout_descriptor", lambda: write)
-    store = LogStore(None, str, console=True)
-    log = store.service("a")
-    async with anyio.create_task_group() as tasks:
-        tasks.start_soon(store.run)
-        await anyio.wait_all_tasks_blocked()
-        for number in range(200):
-            log.feed("stdout", b"x" * 60_000 + b"%d\n" % number, float(number))
-            await anyio.lowlevel.checkpoint()
-        assert len(store.tail("a", 1000)) > 20
-        assert log.dropped_bytes > 0  # the queue before the console is bounded
-
-        def drain() -> None:
-            while os.read(read, 1_000_000):
-                pass
-
-        async with anyio.create_task_group() as reader:
-            reader.start_soon(anyio.to_thread.run_sync, drain)
-            tasks.cancel_scope.cancel()
-            with anyio.CancelScope(shield=True):
-                await anyio.sleep(0.3)
-            os.close(write)
-    os.close(read)
-
-
 async def test_console_lines_are_prefixed_or_json(monkeypatch: pytest.MonkeyPatch) -> None:
     for as_json in (False, True):
         read, write = os.pipe()
