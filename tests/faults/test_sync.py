@@ -267,6 +267,7 @@ async def test_a_torn_journal_tail_is_rolled_back(tmp_path: Path) -> None:
         (source / f"{number}.png").write_bytes(png(str(number)))
     victim = _victim(config, "after:stored:3")
     await to_thread.run_sync(victim.communicate)
+    assert victim.returncode == -signal.SIGKILL, "the step was never reached"
     log = tmp_path / "state" / "sync.db-wal"
     data = log.read_bytes()
     log.write_bytes(data[: len(data) - 1000])

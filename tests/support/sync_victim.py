@@ -32,10 +32,11 @@ def arm(step: str) -> None:
     def deadly(*args: Any, **kwargs: Any) -> Any:
         nonlocal calls
         calls += 1
-        if calls == int(nth) and when == "before":
+        mine = calls == int(nth)  # now: other threads count on while this one writes
+        if mine and when == "before":
             os.kill(os.getpid(), signal.SIGKILL)
         result = original(*args, **kwargs)
-        if calls == int(nth) and when == "after":
+        if mine and when == "after":
             os.kill(os.getpid(), signal.SIGKILL)
         return result
 
