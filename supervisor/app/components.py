@@ -14,7 +14,7 @@ from supervisor.app.links import access
 from supervisor.plan.model import Plan
 
 if TYPE_CHECKING:
-    from supervisor.app.pod import Pod
+    from supervisor.app.essentials import Essentials
     from supervisor.config.settings import ModelFile
     from supervisor.download.request import DownloadRequest
     from supervisor.models.manager import ModelManager
@@ -24,31 +24,31 @@ if TYPE_CHECKING:
 class Components:
     """Builds and runs API, downloads and sync; each is None until it runs."""
 
-    def __init__(self, pod: Pod) -> None:
+    def __init__(self, base: Essentials) -> None:
         from supervisor.api.context import ApiContext  # noqa: PLC0415 - after the launch
 
-        self._pod = pod
+        self._base = base
         self.models: ModelManager | None = None
         self.syncer: Syncer | None = None
         self.context = ApiContext(
-            state=pod.state,
-            bus=pod.bus,
-            token=pod.boot.health_token,
-            logs=pod.logs,
-            services=pod.manager,
+            state=base.state,
+            bus=base.bus,
+            token=base.boot.health_token,
+            logs=base.logs,
+            services=base.manager,
             request_for=self._request_for,
-            shutdown=pod.shutdown,
-            reload=pod.reloader.reload,
-            redact=pod.boot.redactor.redact,
-            dashboard=pod.boot.settings.health.dashboard,
-            access=access(pod.boot),
-            session_key=pod.boot.generated.session_key,
+            shutdown=base.shutdown,
+            reload=base.reloader.reload,
+            redact=base.boot.redactor.redact,
+            dashboard=base.boot.settings.health.dashboard,
+            access=access(base.boot),
+            session_key=base.boot.generated.session_key,
         )
 
     async def serve(self) -> None:
         """Serve the control socket and the health port."""
         server = await _load("supervisor.api.server")
-        settings = self._pod.boot.settings
+        settings = self._base.boot.settings
         await server.serve_api(
             self.context,
             socket_path=settings.supervisor.socket,
@@ -61,30 +61,30 @@ class Components:
         runtime = await _load("supervisor.models.runtime")
         await runtime.run_models(
             plan.downloads,
-            section=self._pod.boot.settings.models,
-            environ=self._pod.boot.source.environ,
-            state=self._pod.state,
-            bus=self._pod.bus,
+            section=self._base.boot.settings.models,
+            environ=self._base.boot.source.environ,
+            state=self._base.state,
+            bus=self._base.bus,
             directory=plan.models_directory,
             on_manager=self._take_models,
         )
 
     def _take_models(self, manager: ModelManager) -> None:
-        self.models = self._pod.reloader.models = manager
+        self.models = self._base.reloader.models = manager
         self.context.models = manager
 
     def _request_for(self, file: ModelFile) -> DownloadRequest:
         from supervisor.models.requests import file_request  # noqa: PLC0415
 
-        directory = self._pod.boot.plan.models_directory
+        directory = self._base.boot.plan.models_directory
         if directory is None:
             raise ValueError("there is no models folder without ComfyUI; set models.directory")
-        section = self._pod.boot.settings.models
+        section = self._base.boot.settings.models
         return file_request(file, section=section, directory=directory)
 
     def make_syncer(self) -> Syncer | None:
         """Describe the sync; None when it is off. Nothing is touched before it runs."""
-        boot = self._pod.boot
+        boot = self._base.boot
         if self.syncer is None and boot.plan.sync.enabled and boot.plan.sync.source is not None:
             from supervisor.sync.credentials import credential_files  # noqa: PLC0415 - seldom early
             from supervisor.sync.syncer import Syncer  # noqa: PLC0415
@@ -94,8 +94,8 @@ class Components:
                 settings=boot.settings.sync.model_copy(update={"folder": boot.plan.sync.folder}),
                 source=boot.plan.sync.source,
                 state_directory=boot.settings.supervisor.state_dir,
-                state=self._pod.state,
-                bus=self._pod.bus,
+                state=self._base.state,
+                bus=self._base.bus,
                 comfyui_root=comfyui.root if comfyui else None,
                 logs_directory=boot.settings.supervisor.state_dir / "logs",
                 credential_files=credential_files(boot.source.environ),
@@ -105,7 +105,7 @@ class Components:
 
     async def sync(self) -> None:
         """Store finished outputs."""
-        if self._pod.boot.plan.sync.enabled:
+        if self._base.boot.plan.sync.enabled:
             await _load("supervisor.sync.syncer")
         syncer = self.make_syncer()
         if syncer is not None:
@@ -113,19 +113,19 @@ class Components:
 
     async def late_facts(self) -> None:
         """Finish the probes that ComfyUI did not wait for."""
-        boot = self._pod.boot
+        boot = self._base.boot
         if not boot.settings.gpu.nvenc or boot.facts.nvenc is not None:
             return
         if boot.facts.gpu.devices and boot.facts.programs.get("ffmpeg"):
             found = await anyio.to_thread.run_sync(
                 probe_nvenc_now, boot.facts, boot.source.environ, abandon_on_cancel=True
             )
-            gpu = replace(self._pod.state.snapshot.gpu, nvenc=dict(found.codecs))
-            self._pod.state.update(gpu=gpu)
+            gpu = replace(self._base.state.snapshot.gpu, nvenc=dict(found.codecs))
+            self._base.state.update(gpu=gpu)
             # Those who start from now on are told.
             environment = {"SUPERVISOR_NVENC": "1" if found.available else "0"}
-            self._pod.manager.base_environment = {
-                **self._pod.manager.base_environment,
+            self._base.manager.base_environment = {
+                **self._base.manager.base_environment,
                 **environment,
             }
 

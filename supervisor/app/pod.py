@@ -15,6 +15,7 @@ import anyio.to_thread
 
 from supervisor import __version__
 from supervisor.app.boot import Boot, with_models
+from supervisor.app.essentials import Essentials
 from supervisor.app.gpu_memory import GpuMemory
 from supervisor.app.ladder import Ladder
 from supervisor.app.links import links
@@ -101,7 +102,17 @@ class Pod:
         if self._components is None:
             from supervisor.app.components import Components  # noqa: PLC0415 - see above
 
-            self._components = Components(self)
+            self._components = Components(
+                Essentials(
+                    boot=self.boot,
+                    state=self.state,
+                    bus=self.bus,
+                    logs=self.logs,
+                    manager=self.manager,
+                    reloader=self.reloader,
+                    shutdown=self.shutdown,
+                )
+            )
         return self._components
 
     async def run(self) -> int:
