@@ -155,6 +155,7 @@ class JupyterSection(Section):
         None, description="Run JupyterLab; default: when a token is given and it is installed."
     )
     port: Port = Field(8888, description="HTTP port.")
+    listen: str = Field("0.0.0.0", description="Address to listen on.")  # noqa: S104
     token: SecretStr | None = Field(None, description="Token; generated when enabled without.")
     root: Path | None = Field(None, description="Folder to serve; default the workspace.")
     command: tuple[str, ...] = Field(("jupyter", "lab"), description="How to start it.")
@@ -166,6 +167,7 @@ class FileBrowserSection(Section):
 
     enabled: bool = Field(False, description="Run FileBrowser.")
     port: Port = Field(8080, description="HTTP port.")
+    listen: str = Field("0.0.0.0", description="Address to listen on.")  # noqa: S104
     username: str = Field("admin", description="User name.")
     password: SecretStr | None = Field(None, description="Password; generated when absent.")
     root: Path | None = Field(None, description="Folder to serve; default the workspace.")

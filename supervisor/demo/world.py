@@ -196,6 +196,7 @@ def _jupyter() -> dict[str, object]:
         return {"enabled": False}
     return {
         "enabled": True,
+        "listen": HOST,
         "port": _free_port(),
         "command": [sys.executable, "-m", "jupyterlab"],
     }

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from supervisor.config.settings import JupyterSection
-from supervisor.plan.context import PlanContext
+from supervisor.plan.context import PlanContext, reachable
 from supervisor.plan.env_policy import plain
 from supervisor.plan.model import Skipped
 from supervisor.services.spec import (
@@ -56,7 +56,7 @@ def plan_jupyter(context: PlanContext) -> ServicePlan:
         token = context.generated.jupyter_token
         reasons.append("no token was given: one was generated")
     root = section.root or context.workspace
-    address = f"http://127.0.0.1:{section.port}"
+    address = f"http://{reachable(section.listen)}:{section.port}"
     service = ServiceSpec(
         name="jupyter",
         kind=ServiceKind.JUPYTER,
@@ -81,7 +81,7 @@ def _jupyter_command(program: str, section: JupyterSection, root: Path) -> tuple
     return (
         program,
         *section.command[1:],
-        "--ip=0.0.0.0",
+        f"--ip={section.listen}",
         f"--port={section.port}",
         "--no-browser",
         "--allow-root",
@@ -105,14 +105,14 @@ def plan_filebrowser(context: PlanContext) -> ServicePlan:
     root = section.root or context.workspace
     database = context.settings.supervisor.state_dir / "filebrowser" / "filebrowser.db"
     executable = program or section.command
-    address = f"http://127.0.0.1:{section.port}"
+    address = f"http://{reachable(section.listen)}:{section.port}"
     unavailable, hint = _filebrowser_fault(program, section.command, password)
     service = ServiceSpec(
         name="filebrowser",
         kind=ServiceKind.FILEBROWSER,
         command=(
             executable,
-            "--address=0.0.0.0",
+            f"--address={section.listen}",
             f"--port={section.port}",
             f"--root={root}",
             f"--database={database}",

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from supervisor.hardware.facts import ComfyUIFacts, HostFacts
 from supervisor.plan.comfyui_args import Arguments, join_arguments
-from supervisor.plan.context import PlanContext
+from supervisor.plan.context import PlanContext, reachable
 from supervisor.plan.env_policy import is_secret_name
 from supervisor.plan.gpu_policy import (
     MODEL_OFFLOAD_FROM_GB,
@@ -262,20 +262,10 @@ def _liveness(arguments: Arguments, port: int, listen: str) -> Liveness:
 
 
 def _probe(arguments: Arguments, port: int, listen: str, path: str) -> HttpProbe | TcpProbe:
-    host = _reachable(arguments.value("--listen") or listen)
+    host = reachable(arguments.value("--listen") or listen)
     if arguments.given("--tls-keyfile"):
         return TcpProbe(host.strip("[]"), port)  # its certificate is its own affair
     return HttpProbe(f"http://{host}:{port}{path}")
-
-
-def _reachable(listen: str) -> str:
-    """An address that reaches a server listening on ``listen`` (a list is allowed)."""
-    first = listen.split(",", maxsplit=1)[0].strip()
-    if first in ("", "0.0.0.0", "localhost"):  # noqa: S104 - compared, not bound
-        return "127.0.0.1"
-    if first == "::":
-        return "127.0.0.1" if "0.0.0.0" in listen else "[::1]"  # noqa: S104
-    return f"[{first}]" if ":" in first else first
 
 
 def _stop_steps(grace_s: float) -> tuple[StopStep, ...]:

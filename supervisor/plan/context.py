@@ -42,3 +42,13 @@ class PlanContext:
         """Secrets for ``env_pass`` and a note for each that does not exist."""
         found, missing = handed_over(names, self.environ, self.settings)
         return found, [f"{service}: env_pass names {name}, which is not set" for name in missing]
+
+
+def reachable(listen: str) -> str:
+    """An address that reaches a server listening on ``listen`` (a list is allowed)."""
+    first = listen.split(",", maxsplit=1)[0].strip()
+    if first in ("", "0.0.0.0", "localhost"):  # noqa: S104 - compared, not bound
+        return "127.0.0.1"
+    if first == "::":
+        return "127.0.0.1" if "0.0.0.0" in listen else "[::1]"  # noqa: S104
+    return f"[{first}]" if ":" in first else first

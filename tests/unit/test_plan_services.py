@@ -144,6 +144,17 @@ def test_jupyter_never_runs_without_a_token() -> None:
         assert "--ServerApp.port_retries=0" in spec.command
 
 
+@pytest.mark.parametrize(
+    ("listen", "reached"), [("0.0.0.0", "127.0.0.1"), ("127.0.0.2", "127.0.0.2"), ("::1", "[::1]")]
+)
+def test_jupyter_is_probed_where_it_listens(listen: str, reached: str) -> None:
+    spec = service("jupyter", jupyter={"enabled": True, "listen": listen})
+    assert f"--ip={listen}" in spec.command
+    assert spec.readiness is not None
+    assert isinstance(spec.readiness.probe, HttpProbe)
+    assert spec.readiness.probe.url == f"http://{reached}:8888/api"
+
+
 def test_jupyter_that_is_not_installed() -> None:
     facts = replace(FACTS, programs={"jupyter": None})
     plan = build(facts, jupyter={"token": "chosen"})
