@@ -1,8 +1,7 @@
 """The environment as configuration: ``SUPERVISOR_SECTION__KEY`` and the plain names.
 
-Written by hand and not with pydantic-settings: that would cost another 45 ms before the
-first service starts, lets unknown top-level names pass, and does not know which variable
-a wrong value came from.
+Not pydantic-settings: it lets unknown top-level names pass, does not know which variable a
+wrong value came from, and costs time before the first service (docs/adr/0004).
 """
 
 from __future__ import annotations

@@ -15,11 +15,12 @@ import signal
 import sys
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Literal, NoReturn
 
 import anyio
+from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from supervisor.demo import cli_args
 from supervisor.demo.jobs import Folders
@@ -30,7 +31,6 @@ if TYPE_CHECKING:  # aiohttp loads during the start, as ComfyUI's imports do
 
     from supervisor.demo.routes import ComfyUIServer
 
-PREFIX = "DEMO_COMFYUI_"
 SESSION_VARIABLE = "__COMFY_CLI_SESSION__"
 GREEN, YELLOW, RED, RESET = "\x1b[92m", "\x1b[33m", "\x1b[31m", "\x1b[0m"
 
@@ -55,16 +55,17 @@ ASSETS_STARTUP_FAILED: in_use
 """
 
 
-@dataclass(frozen=True, slots=True)
-class Switches:
+class Switches(BaseSettings):
     """How to misbehave; each is ``DEMO_COMFYUI_<NAME>``. Times count from listening."""
+
+    model_config = SettingsConfigDict(env_prefix="DEMO_COMFYUI_", frozen=True)
 
     start_s: float = 0.2  # the imports of ComfyUI and of its nodes
     step_s: float = 0.05  # one sampling step
     video_s: float = 1.0  # one video
     prompt_every_s: float = 0.0  # submit a prompt of its own so often; 0 never
     crash_after_s: float = 0.0  # print what ``crash`` says, and die of it
-    crash: str = "oom"  # oom | cuda | segfault
+    crash: Literal["oom", "cuda", "segfault"] = "oom"
     once: str = ""  # a path: created at the first crash, hang or lost port, which is the last
     hang_after_s: float = 0.0  # the port stays open, nothing answers
     lose_port_after_s: float = 0.0  # the port closes, the process stays
@@ -72,24 +73,6 @@ class Switches:
     database_locked: bool = False
     pending_install: str = ""  # a path: while it exists, it is removed and the start begins anew
     abort_on_interrupt: bool = False  # SIGINT ends in SIGABRT, as it may during an encode
-
-    @classmethod
-    def read(cls, environ: Mapping[str, str]) -> Switches:
-        """From the environment."""
-        given = {
-            each.name: environ[PREFIX + each.name.upper()]
-            for each in fields(cls)
-            if PREFIX + each.name.upper() in environ
-        }
-        values: dict[str, object] = {
-            name: text
-            if isinstance(default := getattr(cls(), name), str)
-            else text.lower() in ("1", "true", "yes")
-            if isinstance(default, bool)
-            else float(text)
-            for name, text in given.items()
-        }
-        return cls(**values)  # type: ignore[arg-type]  # each converted to its field's type
 
     def armed(self) -> bool:
         """Whether misfortunes still happen."""
@@ -268,7 +251,7 @@ def refuse(parser: argparse.ArgumentParser, flag: str) -> None:
 def main(root: Path | None = None) -> int:
     """Run with the arguments and the environment of the process."""
     environ = dict(os.environ)  # noqa: TID251 - a program of its own
-    switches = Switches.read(environ)
+    switches = Switches()
     if switches.refuse_flag:
         refuse(cli_args.parser, switches.refuse_flag)
     options = cli_args.parser.parse_args()
