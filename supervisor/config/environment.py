@@ -1,7 +1,7 @@
 """The environment as configuration: ``SUPERVISOR_SECTION__KEY`` and the plain names.
 
 Not pydantic-settings: it lets unknown top-level names pass, does not know which variable a
-wrong value came from, and costs time before the first service (docs/adr/0004).
+wrong value came from, and costs time before the first service (docs/adr/0004-settings-source.md).
 """
 
 from __future__ import annotations
