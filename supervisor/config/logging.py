@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
+import os
+import select
 import sys
 import traceback
 from typing import Any, TextIO
@@ -15,6 +17,7 @@ __all__ = ["Redactor", "setup_logging"]
 
 ROOT = "supervisor"
 _COLORS = {logging.DEBUG: "2", logging.WARNING: "33", logging.ERROR: "31", logging.CRITICAL: "31"}
+_AT_ONCE_BYTES = select.PIPE_BUF  # a pipe that polls as writable takes so many without waiting
 _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
 
 
@@ -36,7 +39,7 @@ def setup_logging(
     if color is None:
         color = target.isatty()
     redact = redactor if redactor is not None else Redactor()
-    handler = logging.StreamHandler(target)
+    handler = _Handler(target)
     shape = _JsonFormatter(redact) if log_format == "json" else _ConsoleFormatter(redact, color)
     handler.setFormatter(shape)
     root = logging.getLogger()
@@ -47,6 +50,55 @@ def setup_logging(
     root.setLevel(logging.WARNING)
     logging.getLogger(ROOT).setLevel(level.upper())
     logging.captureWarnings(capture=True)
+
+
+class _Handler(logging.StreamHandler[TextIO]):
+    """Never waits for a reader: the event loop logs, and a container's log may stand still.
+
+    What the reader does not take is dropped, counted, and said when it reads again.
+    """
+
+    def __init__(self, stream: TextIO) -> None:
+        super().__init__(stream)
+        self._lost = 0
+        self._torn = False
+        try:
+            self._descriptor = stream.fileno()
+        except (OSError, ValueError, AttributeError):
+            self._descriptor = -1  # in memory
+        else:
+            self._ready = select.poll()
+            self._ready.register(self._descriptor, select.POLLOUT)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write one record, or count it as lost."""
+        if self._descriptor < 0:
+            super().emit(record)
+            return
+        try:
+            text = self.format(record) + self.terminator
+            if self._lost:
+                line = f"{self._lost} lines of this log are lost: nobody was reading"
+                text = ("\n" if self._torn else "") + line + self.terminator + text
+            self.flush()
+            if self._write(text.encode("utf-8", "backslashreplace")):
+                self._lost, self._torn = 0, False
+            else:
+                self._lost += 1
+        except OSError:
+            self._lost += 1  # the reader has gone
+        except Exception:  # noqa: BLE001 - what logging does with a record that cannot be shown
+            self.handleError(record)
+
+    def _write(self, data: bytes) -> bool:
+        """Return whether all of it was taken."""
+        view = memoryview(data)
+        while view:
+            if not self._ready.poll(0):
+                self._torn = self._torn or len(view) < len(data)
+                return False
+            view = view[os.write(self._descriptor, view[:_AT_ONCE_BYTES]) :]
+        return True
 
 
 class _ConsoleFormatter(logging.Formatter):

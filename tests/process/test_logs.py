@@ -5,6 +5,10 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import anyio
@@ -13,10 +17,11 @@ import anyio.to_thread
 import pytest
 
 from supervisor.core.status import ServiceState
+from supervisor.services import procfs
 from supervisor.services.logs import LogLimits, LogStore
 from supervisor.services.sinks import RotatedFile
 from supervisor.services.spec import RestartPolicy
-from tests.process.pod import python, running, shell
+from tests.process.pod import DEADLINE_S, python, running, shell
 
 pytestmark = pytest.mark.anyio
 
@@ -157,3 +162,66 @@ async def test_the_tail_of_all_is_in_order() -> None:
     assert [line.text for line in store.tail(None, 4)] == ["2", "3", "4", "5"]
     assert [line.text for line in store.tail("a", 2)] == ["2", "4"]
     assert store.tail("unknown", 5) == []
+
+
+async def test_output_that_nobody_reads_holds_up_nothing(tmp_path: Path) -> None:
+    # Stdout and stderr are one pipe that is full from the start, as of a log driver that hangs.
+    config = tmp_path / "supervisor.toml"
+    config.write_text(
+        f"""
+[supervisor]
+state_dir = "{tmp_path}/state"
+socket = "{tmp_path}/s.sock"
+[comfyui]
+enabled = false
+[health]
+host = "127.0.0.1"
+port = 0
+[services.talker]
+command = ["/bin/sh", "-c", "echo $$ > {tmp_path}/pid; while :; do echo word; sleep 0.001; done"]
+[services.flood]
+command = ["yes", "a flood of words without an end"]
+"""
+    )
+    command = [sys.executable, "-m", "supervisor", "run", "--config", str(config)]
+    with full_pipe() as full:
+        pod = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=full, stderr=full)
+        try:
+            first = await a_number(tmp_path / "pid", other_than=0)
+            os.kill(first, signal.SIGKILL)
+            second = await a_number(tmp_path / "pid", other_than=first)
+            pod.send_signal(signal.SIGTERM)
+            with anyio.fail_after(DEADLINE_S):
+                while pod.poll() is None:
+                    await anyio.sleep(0.02)
+        finally:
+            pod.kill()
+            pod.wait()
+    assert pod.returncode == 0
+    assert not procfs.is_alive(second)
+
+
+@contextmanager
+def full_pipe() -> Iterator[int]:
+    """Yield the writing end of a pipe that takes nothing more, and whose reader never reads."""
+    read, write = os.pipe()
+    os.set_blocking(write, False)
+    with suppress(BlockingIOError):
+        while os.write(write, b"x" * 4096):
+            pass
+    os.set_blocking(write, True)
+    try:
+        yield write
+    finally:
+        os.close(write)
+        os.close(read)
+
+
+async def a_number(path: Path, *, other_than: int) -> int:
+    """Wait until a file holds a whole number and a new one."""
+    with anyio.fail_after(DEADLINE_S):
+        while True:
+            text = path.read_text() if path.exists() else ""
+            if text.endswith("\n") and int(text) != other_than:
+                return int(text)
+            await anyio.sleep(0.02)

@@ -6,6 +6,7 @@ import base64
 import io
 import json
 import logging
+import os
 from collections.abc import Iterator
 from urllib.parse import quote
 
@@ -113,3 +114,22 @@ def test_color_only_when_asked_and_setup_replaces_itself() -> None:
     assert first.getvalue() == ""
     assert second.getvalue().startswith("\x1b[31m")
     assert second.getvalue().count("once") == 1
+
+
+def test_a_reader_that_stands_still_costs_lines_and_no_time() -> None:
+    read, write = os.pipe()
+    with open(read, "rb", buffering=0) as reader, open(write, "w") as stream:  # noqa: PTH123
+        setup_logging(stream=stream)
+        log = logging.getLogger("supervisor.x")
+        for number in range(500):
+            log.info("%d %s", number, "x" * 5000)  # no pipe holds so much, and nobody reads
+        os.set_blocking(read, False)
+        taken = b"".join(iter(lambda: reader.read(65536), None))
+        log.info("again")
+        told = reader.read(65536).decode()
+    lines = taken.decode().split("\n")[:-1]
+    whole = [line for line in lines if line.endswith("xx") and len(line) > 5000]
+    assert whole == lines
+    assert 0 < len(whole) < 500
+    assert f"{500 - len(whole)} lines of this log are lost" in told
+    assert told.endswith("info    x: again\n")
