@@ -1,21 +1,21 @@
-"""Supervision side by side: this supervisor, supervisord, s6 and circus in one run.
+"""Supervision side by side: this supervisor, supervisord, s6, circus, and two inits.
 
     python benchmarks/supervision.py [--setup] [--rounds 3] [--only NAME]…
 
 ``--setup`` installs supervisord and circus from the package index into environments of
-their own below .cache/benchmarks; s6 comes from the distribution (apt install s6). A peer
-that is not there is skipped and named. Every number is a median over the rounds; a ratio
-above 1 means that the peer needs more (or moves less) than this supervisor. Services are
-the same tiny programs for all. "-" means that there is no result.
+their own below .cache/benchmarks; s6, tini and dumb-init (these two reap orphans only) come
+from the distribution. A peer that is not there is skipped and named. Every number is a
+median over the rounds; a ratio above 1 means that the peer needs more (or moves less) than
+this supervisor. Services are the same tiny programs for all. "-" means that there is no
+result. Orphans: what counts is the comparison, the machine needs most of it to end 2 000
+processes.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
-import json
 import os
-import shlex
 import shutil
 import signal
 import statistics
@@ -24,12 +24,12 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
-CACHE = ROOT / ".cache" / "benchmarks"
+from peers import PEERS, ROOT, Peer, Program, setup
+
 SERVICES = 20
+SPAWNS = 50
 ORPHANS = 2000
 FLOOD_BYTES = 200_000_000
 IDLE_S = 10.0
@@ -37,6 +37,7 @@ LIMIT_S = 60.0
 
 # Writes its pid by a rename, so that a reader never sees half of it.
 BEAT = 'echo $$ > "$1.new"; mv "$1.new" "$1"; exec sleep 100000'
+MARK = ': > "$1"; exec sleep 100000'
 DONE = """
 def done(seconds):
     open(sys.argv[1] + ".new", "w").write(str(seconds))
@@ -52,137 +53,36 @@ while left > 0: left -= os.write(1, block)
 done(time.monotonic() - begun)
 """
 # Leaves grandchildren without a parent, which all end at once, and waits until init has
-# taken them. Runs in a PID namespace, where the supervisor is PID 1.
+# taken them: until then a zombie still takes signal 0. Runs in a PID namespace, where the
+# supervisor is PID 1.
 ORPHAN = f"""
 import os, sys, time
 {DONE}
-count, gate = int(sys.argv[2]), os.pipe()
-def of_init():
-    found = 0
-    for name in os.listdir("/proc"):
-        if name.isdigit():
-            try: found += open(f"/proc/{{name}}/stat").read().rpartition(")")[2].split()[1] == "1"
-            except OSError: pass
-    return found
-before = of_init()
+count, gate, told = int(sys.argv[2]), os.pipe(), os.pipe()
+orphans = []
 for _ in range(count):
     if (child := os.fork()) == 0:
         if os.fork() == 0:
+            os.write(told[1], os.getpid().to_bytes(4, "little"))
             os.close(gate[1]); os.read(gate[0], 1); os._exit(0)
         os._exit(0)
     os.waitpid(child, 0)
+    orphans.append(int.from_bytes(os.read(told[0], 4), "little"))
 begun = time.monotonic()
 os.close(gate[1])
-while of_init() > before + 2 and time.monotonic() - begun < 60: time.sleep(0.005)
+while orphans and time.monotonic() - begun < 60:
+    try:
+        os.kill(orphans[-1], 0)
+        time.sleep(0.001)
+    except ProcessLookupError:
+        orphans.pop()
 done(time.monotonic() - begun)
 """
-
-
-@dataclass(frozen=True)
-class Program:
-    """A service: its name and what to execute."""
-
-    name: str
-    command: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class Peer:
-    """A supervisor: ``write`` puts its configuration into a folder and returns its command."""
-
-    name: str
-    available: Callable[[], bool]
-    write: Callable[[Path, list[Program]], list[str]]
-    advice: str = ""
 
 
 def beat(folder: Path, name: str) -> Program:
     """A service that writes its pid and sleeps."""
     return Program(name, ("/bin/sh", "-c", BEAT, "beat", str(folder / name)))
-
-
-def write_ours(folder: Path, programs: list[Program]) -> list[str]:
-    """TOML; JSON's strings are TOML's too."""
-    parts = [
-        f'[supervisor]\nstate_dir = "{folder}/state"\nsocket = "{folder}/s.sock"',
-        "[comfyui]\nenabled = false\n[jupyter]\nenabled = false\n[ssh]\nenabled = false",
-        '[health]\nport = 0\nhost = "127.0.0.1"\n[gpu]\nnvenc = false\n[sync]\nenabled = false',
-        *(
-            f"[services.{p.name}]\ncommand = {json.dumps(p.command)}\nhealthy_after_s = 0\n"
-            "max_restarts = 100000"
-            for p in programs
-        ),
-    ]
-    (folder / "supervisor.toml").write_text("\n".join(parts) + "\n")
-    return [sys.executable, "-m", "supervisor", "run", "--config", str(folder / "supervisor.toml")]
-
-
-def write_supervisord(folder: Path, programs: list[Program]) -> list[str]:
-    """No minimal life (startsecs), so that every restart counts as one of a good program."""
-    parts = [f"[supervisord]\nnodaemon=true\nlogfile={folder}/s.log\npidfile={folder}/s.pid"]
-    for p in programs:
-        script = write_script(folder / f"{p.name}.run", p)
-        parts.append(
-            f"[program:{p.name}]\ncommand={script}\nautorestart=true\nstartsecs=0\n"
-            f"redirect_stderr=true\nstdout_logfile={folder}/{p.name}.log\n"
-            "stdout_logfile_maxbytes=10MB"
-        )
-    (folder / "supervisord.conf").write_text("\n".join(parts) + "\n")
-    return [str(tool("supervisord", "supervisord")), "-c", str(folder / "supervisord.conf")]
-
-
-def write_circus(folder: Path, programs: list[Program]) -> list[str]:
-    """The check delay is the smallest that its documentation shows."""
-    parts = [
-        "[circus]\ncheck_delay = 0.1\nwarmup_delay = 0",
-        f"endpoint = ipc://{folder}/e\npubsub_endpoint = ipc://{folder}/p",
-    ]
-    for p in programs:
-        script = write_script(folder / f"{p.name}.run", p)
-        parts.append(
-            f"[watcher:{p.name}]\ncmd = {script}\nnumprocesses = 1\ncopy_env = true\n"
-            f"stdout_stream.class = FileStream\nstdout_stream.filename = {folder}/{p.name}.log\n"
-            "stdout_stream.max_bytes = 10000000\nstdout_stream.backup_count = 2"
-        )
-    (folder / "circus.ini").write_text("\n".join(parts) + "\n")
-    return [str(tool("circus", "circusd")), str(folder / "circus.ini")]
-
-
-def write_s6(folder: Path, programs: list[Program]) -> list[str]:
-    """Each service with a logger, as s6 is used."""
-    scan = folder / "scan"
-    for p in programs:
-        (scan / p.name / "log").mkdir(parents=True)
-        write_script(scan / p.name / "run", p)
-        log = Program("log", ("s6-log", "n2", "s10000000", f"{folder}/{p.name}.logs"))
-        write_script(scan / p.name / "log" / "run", log)
-    return ["s6-svscan", str(scan)]
-
-
-def write_script(path: Path, program: Program) -> Path:
-    """A script that executes the program: quoting differs between the peers, this does not."""
-    path.write_text(f"#!/bin/sh\nexec {shlex.join(program.command)}\n")
-    path.chmod(0o755)
-    return path
-
-
-def tool(environment: str, name: str) -> Path:
-    """Where a peer's program is: in its own environment, else on PATH."""
-    own = CACHE / environment / "bin" / name
-    return own if own.exists() else Path(shutil.which(name) or own)
-
-
-PEERS = [
-    Peer("ours", (ROOT / "supervisor" / "app.py").exists, write_ours),
-    Peer(
-        "supervisord",
-        lambda: tool("supervisord", "supervisord").exists(),
-        write_supervisord,
-        "--setup",
-    ),
-    Peer("s6", lambda: shutil.which("s6-svscan") is not None, write_s6, "apt install s6"),
-    Peer("circus", lambda: tool("circus", "circusd").exists(), write_circus, "--setup"),
-]
 
 
 @contextlib.contextmanager
@@ -262,6 +162,20 @@ def measure_start(peer: Peer) -> float:
         return (time.monotonic() - begun_s) * 1000
 
 
+def measure_spawn(peer: Peer) -> float:
+    """Milliseconds that each further service takes until it runs, when many start at once."""
+
+    def mark(folder: Path, name: str) -> Program:
+        return Program(name, ("/bin/sh", "-c", MARK, "mark", str(folder / name)))
+
+    names = [f"s{number}" for number in range(SPAWNS)]
+    with running(peer, lambda f: [mark(f, name) for name in names]) as (folder, _, _):
+        paths = [folder / name for name in names]
+        wait_for(lambda: all(path.exists() for path in paths))
+        times_s = [path.stat().st_mtime for path in paths]
+        return (max(times_s) - min(times_s)) * 1000 / (SPAWNS - 1)
+
+
 def measure_restart(peer: Peer) -> float:
     """Milliseconds from kill -9 until the service runs again (median of five)."""
     with running(peer, lambda f: [beat(f, "one")]) as (folder, _, _):
@@ -278,8 +192,8 @@ def measure_restart(peer: Peer) -> float:
         return statistics.median(took)
 
 
-def measure_idle(peer: Peer) -> tuple[float, float, float]:
-    """CPU in % of a core, wake-ups per second, and PSS in MiB, with twenty idle services."""
+def measure_idle(peer: Peer) -> tuple[float, float, float, float]:
+    """CPU in % of a core, wake-ups per second, PSS and RSS in MiB, with twenty idle services."""
     programs = [f"s{number}" for number in range(SERVICES)]
     with running(peer, lambda f: [beat(f, name) for name in programs]) as (folder, pid, _):
         wait_for(lambda: all(pid_in(folder / name) for name in programs))
@@ -291,7 +205,8 @@ def measure_idle(peer: Peer) -> tuple[float, float, float]:
         after = [usage(p) for p in own]
         cpu_s = sum(a[0] for a in after) - sum(b[0] for b in before)
         wakes = sum(a[1] for a in after) - sum(b[1] for b in before)
-        return cpu_s / IDLE_S * 100, wakes / IDLE_S, sum(map(pss, own))
+        pss, rss = (sum(memory(p, kind) for p in own) for kind in ("Pss", "Rss"))
+        return cpu_s / IDLE_S * 100, wakes / IDLE_S, pss, rss
 
 
 def usage(pid: int) -> tuple[float, int]:
@@ -306,10 +221,10 @@ def usage(pid: int) -> tuple[float, int]:
     return cpu_s, wakes
 
 
-def pss(pid: int) -> float:
-    """Proportional set size in MiB."""
+def memory(pid: int, kind: str) -> float:
+    """MiB of one kind: Pss shares out what several processes have in common, Rss does not."""
     for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
-        if line.startswith("Pss:"):
+        if line.startswith(f"{kind}:"):
             return int(line.split()[1]) / 1024
     return 0.0
 
@@ -341,39 +256,46 @@ def measure_orphans(peer: Peer) -> float:
 Rows = dict[str, dict[str, list[float]]]
 ROWS = {
     "exec to first service, ms": False,
+    "each further service, ms": False,
     "kill -9 to running again, ms": False,
     "idle CPU, % of a core": False,
     "idle wake-ups per second": False,
     "memory with 20 services, MiB PSS": False,
+    "the same, MiB RSS summed": False,
     "service log throughput, MB/s": True,
     "2 000 orphans reaped, ms": False,
 }  # whether more is better
+MEASURES: list[tuple[int, Callable[[Peer], float | tuple[float, ...]]]] = [
+    (0, measure_start),
+    (1, measure_spawn),
+    (2, measure_restart),
+    (3, measure_idle),
+    (7, measure_logs),
+    (8, measure_orphans),
+]  # the first of the rows that each fills
 
 
 def measure(peer: Peer, rows: Rows) -> None:
     """Take one round of every number."""
     names = list(ROWS)
-
-    def take(index: int, function: Callable[[Peer], float | tuple[float, ...]]) -> None:
+    for index, function in MEASURES:
+        if function is measure_orphans:
+            if os.geteuid() != 0 or not shutil.which("unshare"):
+                continue
+        elif peer.only_init:
+            continue
         try:
             found = function(peer)
         except TimeoutError:
             print(f"{peer.name}: no result for {names[index]}", file=sys.stderr)
-            return
+            continue
         for offset, value in enumerate(found if isinstance(found, tuple) else (found,)):
             rows[names[index + offset]].setdefault(peer.name, []).append(value)
-
-    take(0, measure_start)
-    take(1, measure_restart)
-    take(2, measure_idle)
-    take(5, measure_logs)
-    if os.geteuid() == 0 and shutil.which("unshare"):
-        take(6, measure_orphans)
 
 
 def show(rows: Rows, peers: list[Peer]) -> None:
     """Print medians and ratios to ours."""
-    print(f"\n{'median':<34}" + "".join(f"{p.name:>20}" for p in peers))
+    print(f"\n{'median':<34}" + "".join(f"{p.name:>18}" for p in peers))
     for name, more_is_better in ROWS.items():
         own = statistics.median(rows[name]["ours"]) if rows[name].get("ours") else 0.0
         cells = []
@@ -387,16 +309,7 @@ def show(rows: Rows, peers: list[Peer]) -> None:
             if peer.name != "ours" and min(own, median) > 0:
                 ratio = f" ({own / median if more_is_better else median / own:.2g}x)"
             cells.append(f"{median:.4g}{ratio}")
-        print(f"{name:<34}" + "".join(f"{cell:>20}" for cell in cells))
-
-
-def setup() -> None:
-    """Install supervisord and circus into environments of their own."""
-    for name, package in (("supervisord", "supervisor"), ("circus", "circus")):
-        python = CACHE / name / "bin" / "python"
-        if not python.exists():
-            subprocess.run([sys.executable, "-m", "venv", str(CACHE / name)], check=True)
-        subprocess.run([str(python), "-m", "pip", "install", "-q", package], check=True)
+        print(f"{name:<34}" + "".join(f"{cell:>18}" for cell in cells))
 
 
 def main() -> None:
