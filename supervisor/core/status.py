@@ -232,6 +232,8 @@ class Advice:
     service: str | None = None
     link: str | None = None
     count: int = 1
+    since: str | None = None
+    last_seen: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

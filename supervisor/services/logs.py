@@ -60,6 +60,23 @@ class LogSubscription:
         self._closed = True
         self._wake.set()
 
+    @property
+    def closed(self) -> bool:
+        """Whether nothing will come any more."""
+        return self._closed
+
+    async def wait(self) -> None:
+        """Return when there are lines, or there will be none."""
+        while not self._queue and not self._closed:
+            self._wake = anyio.Event()
+            await self._wake.wait()
+
+    def take(self) -> list[LogLine]:
+        """Return all lines that are queued: cheaper than iterating when there are many."""
+        lines = list(self._queue)
+        self._queue.clear()
+        return lines
+
     async def __aiter__(self) -> AsyncIterator[LogLine]:
         """Yield lines until cancelled or closed."""
         while True:
