@@ -62,6 +62,7 @@ class Recorder:
         self.probes: dict[tuple[str, str], Histogram] = {}
         self.download_failures: Counter[tuple[str, str]] = Counter()
         self.downloaded_bytes: Counter[str] = Counter()
+        self.advice: Counter[str] = Counter()
         self._position_bytes: dict[str, int] = {}
         self._counted_bytes: Counter[str] = Counter()
 
@@ -80,6 +81,10 @@ class Recorder:
     def failed(self, reason: str) -> None:
         """Count one failed try of an upload."""
         self.sync_failures[reason] += 1
+
+    def advised(self, code: str) -> None:
+        """Count one sighting of a known trouble in a log."""
+        self.advice[code] += 1
 
     def event(self, event: Event) -> None:
         """Count what an event tells about downloads."""
@@ -132,6 +137,12 @@ class SnapshotCollector:
         snapshot = self._snapshot()
         self._recorder.downloads(snapshot.downloads)
         yield from _pod(snapshot)
+        yield _counter(
+            "supervisor_advice",
+            "Times that logs gave away a known trouble.",
+            {(code,): n for code, n in self._recorder.advice.items()},
+            "code",
+        )
         yield from _services(snapshot, self._recorder)
         yield from _downloads(snapshot, self._recorder)
         yield from _sync(snapshot, self._recorder)

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from supervisor.config.settings import ModelFile
     from supervisor.download.request import DownloadRequest
     from supervisor.models.manager import ModelManager
+    from supervisor.monitor.diagnosis import Sighting
     from supervisor.sync.syncer import Syncer
 
 
@@ -110,6 +111,14 @@ class Components:
         syncer = self.make_syncer()
         if syncer is not None:
             await syncer.run()
+
+    async def diagnose(self) -> None:
+        """Read the logs for known troubles."""
+        diagnosis = await _load("supervisor.app.diagnosis")
+        await diagnosis.diagnose(self._base, seen=self._seen)
+
+    def _seen(self, sighting: Sighting) -> None:
+        self.context.recorder.advised(sighting.rule.code)
 
     async def late_facts(self) -> None:
         """Finish the probes that ComfyUI did not wait for."""

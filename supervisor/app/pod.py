@@ -129,6 +129,7 @@ class Pod:
                     await self._launched()
                     infra.start_soon(self._part, "api", self.components.serve)
                     infra.start_soon(self._part, "facts", self.components.late_facts)
+                    infra.start_soon(self._part, "diagnosis", self.components.diagnose)
                     infra.start_soon(self._watch_failure)
                     infra.start_soon(self._mark_ready)
                     transfers.start_soon(self._part, "downloads", self._download)

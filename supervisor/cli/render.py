@@ -311,8 +311,11 @@ def _concerns(status: Mapping[str, Any], paint: Paint) -> Iterator[str]:
             yield _under(f"hint: {clean(alert['hint'])}")
     for advice in status.get("advice") or ():
         count = f" ({advice['count']} times)" if advice.get("count", 1) > 1 else ""
-        yield _line(paint, "advice", clean(advice["message"]) + count)
+        style = {"error": "red", "warning": "yellow"}.get(advice.get("severity") or "")
+        yield _line(paint, "advice", paint(clean(advice["message"]), style) + count)
         if advice.get("hint"):
             yield _under(f"hint: {clean(advice['hint'])}")
+        if advice.get("link"):
+            yield _under(paint(f"see {clean(advice['link'])}", "dim"))
     for note in status.get("notes") or ():
         yield _line(paint, "note", clean(note))

@@ -232,12 +232,12 @@ def _prompt(document: Mapping[str, Any]) -> Iterator[Reference]:
             for text in _strings(value):
                 name = _file_name(text)
                 if name is not None:
-                    folder = CLASS_FOLDERS.get(kind) or _input_folder(input_name)
+                    folder = CLASS_FOLDERS.get(kind) or folder_of_input(input_name)
                     # "57:28" is node 28 of the flattened subgraph 57.
                     yield Reference(name, folder, node=kind, in_subgraph=":" in str(number))
 
 
-def _input_folder(name: str) -> str | None:
+def folder_of_input(name: str) -> str | None:
     return INPUT_FOLDERS.get(name.rstrip("0123456789").rstrip("_"))
 
 

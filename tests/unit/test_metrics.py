@@ -32,7 +32,7 @@ from supervisor.core.status import (
     SyncStatus,
 )
 
-# INTERFACE.md, Metrics: names and labels.
+# INTERFACE.md, Metrics: names and labels; the last line is added to it.
 INTERFACE = """
 supervisor_build_info{version}, supervisor_boot_seconds{phase}, supervisor_service_up{service},
 supervisor_service_state{service,state}, supervisor_service_restarts_total{service,reason},
@@ -44,7 +44,8 @@ supervisor_gpu_memory_used_bytes{gpu}, supervisor_gpu_utilization_ratio{gpu},
 supervisor_gpu_temperature_celsius{gpu}, supervisor_comfyui_queue_length,
 supervisor_comfyui_response_seconds, supervisor_cpu_ratio, supervisor_memory_used_bytes,
 supervisor_memory_limit_bytes, supervisor_disk_free_bytes{mount}, supervisor_idle_seconds,
-supervisor_alert_active{alert}
+supervisor_alert_active{alert},
+supervisor_advice_total{code}
 """
 FULL = Snapshot(
     version="1.2.3",
@@ -86,6 +87,8 @@ def full_recorder() -> Recorder:
     recorder.stored(size_bytes=5, latency_s=0.3)
     recorder.failed("transient")
     recorder.probe("comfyui", "http", 0.02)
+    recorder.advised("cuda-oom")
+    recorder.advised("cuda-oom")
     done: dict[str, Any] = {"source": "huggingface", "bytes_fetched": 10}
     recorder.event(bus.publish("download.done", "", subject="x", **done))
     failed: dict[str, Any] = {"source": "civitai", "reason": "AuthRequired"}
@@ -136,6 +139,7 @@ def test_values_are_those_of_the_snapshot() -> None:
         "supervisor_disk_free_bytes{mount=/workspace}": 30,
         "supervisor_idle_seconds": 12,
         "supervisor_alert_active{alert=disk}": 1,
+        "supervisor_advice_total{code=cuda-oom}": 2,
     }.items():
         assert found[name] == pytest.approx(value), name
 

@@ -75,9 +75,16 @@ export function concerns(snapshot) {
       make("div", {},
         make("div", {}, item.message, item.count > 1 ? ` (${item.count} times)` : ""),
         hint(item.hint),
-        /^https:\/\//.test(item.link ?? "") ? make("a", { href: item.link, target: "_blank", rel: "noopener noreferrer" }, "more about this") : null),
+        more(item.link)),
     ]);
   });
+}
+
+/** Where it is explained: an address, or a page of the documentation. */
+function more(link) {
+  if (!link) return null;
+  if (!/^https:\/\//.test(link)) return make("div", { class: "quiet" }, `see ${link}`);
+  return make("a", { href: link, target: "_blank", rel: "noopener noreferrer" }, "more about this");
 }
 
 const RESTING = ["stopped", "failed", "disabled"];
