@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from supervisor.cli.main import help_text
+from supervisor.cli.troubleshooting import troubleshooting
 from supervisor.config.schema import environment_table, reference
 from supervisor.config.template import commented_default
 from supervisor.errors import ExitCode
@@ -33,6 +34,7 @@ The transitions that a service may take; anything else is a bug and raises.
 WHOLE_FILES: Mapping[str, Callable[[], str]] = {
     "docs/configuration.md": reference,
     "docs/service-states.md": lambda: _STATES.format(diagram=mermaid().rstrip()),
+    "docs/troubleshooting.md": troubleshooting,
     "supervisor.toml": commented_default,
 }
 PARTS: Mapping[str, Mapping[str, Callable[[], str]]] = {
