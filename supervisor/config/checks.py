@@ -65,8 +65,24 @@ def _findings(settings: Settings) -> Iterator[_Finding]:
     if settings.idle.enabled and settings.idle.action == "command" and not settings.idle.command:
         hint = 'set command = ["program", "argument"] in [idle]'
         yield ("idle", "action"), "command", "needs idle.command", hint
+    if settings.comfyui.enabled:
+        yield from _user(("comfyui", "user"), settings.comfyui.user)
     for name, service in settings.services.items():
         yield from _service(name, service)
+
+
+def _user(path: KeyPath, user: str | None) -> Iterator[_Finding]:
+    """Look the user up; a uid needs no entry."""
+    if user is None or user.isdecimal():
+        return
+    import pwd  # noqa: PLC0415 - few services have a user
+
+    try:
+        pwd.getpwnam(user)
+    except KeyError:
+        names = (entry.pw_name for entry in pwd.getpwall())
+        hint = nearest(user, names, cutoff=0.75) or "create it in the Dockerfile: useradd"
+        yield path, user, "is not a user of this system", hint
 
 
 def _ports(settings: Settings) -> Iterator[_Finding]:
@@ -126,6 +142,7 @@ def _service(name: str, service: ServiceSection) -> Iterator[_Finding]:
         wanted = f"SIG{stop_signal.upper().removeprefix('SIG')}"
         suggestion = f"did you mean {wanted}?" if wanted in known else nearest(wanted, known)
         yield (*path, "stop_signal"), stop_signal, "is not a signal", suggestion
+    yield from _user((*path, "user"), service.user)
     for part in ("ready", "live"):
         check = getattr(service, part)
         if check is not None:

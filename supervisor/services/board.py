@@ -21,6 +21,12 @@ _SEVERITIES = {
 }
 
 
+_SAID = {
+    ServiceState.BACKOFF: "waits before its next try",
+    ServiceState.FAILED: "has failed",
+}  # the others are words that follow "is"
+
+
 class Board:
     """The status of one service; every change of state goes through the table."""
 
@@ -52,10 +58,10 @@ class Board:
         before = self.status.state
         state = next_state(before, trigger)
         self.publish(state=state, message=message, hint=hint, since_s=wall_time_s(), **changes)
-        name = self.status.name
+        name, said = self.status.name, _SAID.get(state, f"is {state}")
         self._bus.publish(
             "service.state",
-            f"{name} is {state}" + (f": {message}" if message not in ("", state) else ""),
+            f"{name} {said}" + (f": {message}" if message not in ("", state) else ""),
             severity=_SEVERITIES.get(state, Severity.INFO),
             subject=name,
             state=str(state),

@@ -10,7 +10,6 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from itertools import pairwise
 
 from supervisor.services.spec import ServiceKind
 
@@ -93,16 +92,22 @@ _CUDA_OOM = (
 )
 _CUDA_ERROR = (
     r"CUDA error: (?P<cuda>[^\n]+)|CUDNN_STATUS_\w+|CUBLAS_STATUS_\w+|cudaErrorUnknown"
-    r"|NVIDIA driver on your system is too old|no kernel image is available|Xid \d+"
+    r"|NVIDIA driver on your system is too old|Found no NVIDIA driver on your system"
+    r"|no kernel image is available|Xid \d+"
     r"|Torch not compiled with CUDA enabled|No CUDA GPUs are available"
 )
-_DATABASE = r"(?i)database is locked|Could not acquire lock on database|comfyui\.db.*lock"
-_DISK = r"No space left on device|\[Errno 28\]|Disk quota exceeded"
+_DATABASE = (
+    r"(?i)database is locked|Could not acquire lock on database|already using this database"
+    r"|database lock held by|comfyui\.db.*lock"
+)
+_DISK = r"No space left on device|\[Errno 28\]|Disk quota exceeded|database or disk is full"
 _MODULE = r"(?:ModuleNotFoundError|ImportError): (?P<what>[^\n]+)"
 _MEMORY = (
     r"(?m)^MemoryError|DefaultCPUAllocator: can't allocate memory|std::bad_alloc"
     r"|Cannot allocate memory"
 )
+
+_LAST_LINES = 80
 
 _ASSET_HINTS = {
     "in_use": "another pod or process uses this volume's user/comfyui.db: add "
@@ -124,7 +129,7 @@ def classify(facts: ExitFacts) -> Classification:
     and the service said, the most specific before the general."""
     if facts.cause is not None:
         return _own_doing(facts.cause, facts)
-    text = "\n".join(facts.tail)
+    text = _last_words(facts)
     if facts.signal is not None:
         return _by_signal(facts, text)
     if facts.code == 0:
@@ -143,6 +148,11 @@ def classify(facts: ExitFacts) -> Classification:
     )
 
 
+def _last_words(facts: ExitFacts) -> str:
+    """What may have to do with the end: an error of long ago has not."""
+    return "\n".join(facts.tail[-_LAST_LINES:])
+
+
 def _own_doing(cause: ExitReason, facts: ExitFacts) -> Classification:
     if cause in (ExitReason.STOPPED, ExitReason.RESTARTED):
         message = "stopped as asked" if cause is ExitReason.STOPPED else "restarted as asked"
@@ -151,7 +161,7 @@ def _own_doing(cause: ExitReason, facts: ExitFacts) -> Classification:
         return _port_taken(facts)
     if cause is ExitReason.NOT_READY:
         # It may have said why: an out-of-memory during the start is not a slow start.
-        told = _by_text(facts, "\n".join(facts.tail))
+        told = _by_text(facts, _last_words(facts))
         hint = (told.hint if told else None) or facts.hint
         return Classification(told.reason if told else cause, facts.detail, hint)
     return Classification(cause, facts.detail, facts.hint)
@@ -185,31 +195,26 @@ def _by_signal(facts: ExitFacts, text: str, name: str | None = None) -> Classifi
 
 
 def _usage(facts: ExitFacts, text: str) -> Classification | None:
-    match = re.search(_UNKNOWN_FLAG, text)
-    if match is None:
-        usage = re.search(_USAGE, text)
-        if usage is None:
-            return None
-        return Classification(
-            ExitReason.BAD_FLAG,
-            f"refuses its arguments: {usage['message']}",
-            "correct its arguments" + _where(facts.kind),
-            permanent=True,
-        )
-    refused = tuple(word.partition("=")[0] for word in match["flags"].split() if word[0] == "-")
-    droppable = tuple(flag for flag in refused if flag in facts.planner_flags)
+    """What argparse refused: flags of the plan are dropped, those of people are told."""
+    unknown = re.search(_UNKNOWN_FLAG, text)
+    usage = re.search(_USAGE, text)
+    if usage is None:
+        return None
+    words = re.findall(r"--?[A-Za-z][\w-]*", unknown["flags"] if unknown else usage["message"])
+    droppable = tuple(word for word in dict.fromkeys(words) if word in facts.planner_flags)
     if droppable:
+        how = "does not know" if unknown else "refuses"
         return Classification(
             ExitReason.BAD_FLAG,
-            f"does not know {', '.join(droppable)}, which the plan added: starting without",
+            f"{how} {', '.join(droppable)}, which the plan added: starting without",
+            None if unknown else f"it said: {usage['message']}",
             drop_flags=droppable,
         )
-    return Classification(
-        ExitReason.BAD_FLAG,
-        f"does not know {match['flags'].strip()}",
-        "remove it" + _where(facts.kind),
-        permanent=True,
-    )
+    if unknown is not None:
+        message, hint = f"does not know {unknown['flags'].strip()}", "remove it"
+    else:
+        message, hint = f"refuses its arguments: {usage['message']}", "correct its arguments"
+    return Classification(ExitReason.BAD_FLAG, message, hint + _where(facts.kind), permanent=True)
 
 
 def _where(kind: ServiceKind) -> str:
@@ -278,11 +283,19 @@ def _port_taken(facts: ExitFacts) -> Classification:
 
 
 def _crash_place(tail: Sequence[str]) -> str:
-    """The innermost Python frame of a faulthandler dump."""
-    for line, following in pairwise(tail):
-        if "(most recent call first)" in line and following.lstrip().startswith("File"):
-            return f" at {following.strip()}"
-    return ""
+    """Where the thread that crashed was, from a faulthandler dump: its custom node if it was
+    in one, else its innermost Python frame."""
+    frames: list[str] = []
+    for line in tail:
+        if line.startswith("Current thread") and "(most recent call first)" in line:
+            frames = [""]
+        elif frames and line.lstrip().startswith("File "):
+            frames.append(line.strip())
+        elif frames[1:]:
+            break
+    of_node = (frame for frame in frames if "/custom_nodes/" in frame)
+    place = next(of_node, frames[1] if frames[1:] else "")
+    return f" at {place}" if place else ""
 
 
 def _last_error(tail: Sequence[str]) -> str | None:

@@ -28,7 +28,7 @@ _IDLE_S = 1.0  # an unfinished line is shown after so long a pause
 _DRAIN_BYTES = 16 * 1024 * 1024
 _STRAY_GRACE_S = 1.0
 _KILL_WAIT_S = 10.0
-_TAIL_LINES = 80
+_TAIL_LINES = 400  # the stacks of all threads of a crash
 
 
 class Announcements:

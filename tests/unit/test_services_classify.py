@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from supervisor.services.classify import ExitFacts, ExitReason, classify
+from supervisor.services.classify import Classification, ExitFacts, ExitReason, classify
 from supervisor.services.spec import ServiceKind
 
 LOGS = Path(__file__).parent / "data" / "logs"
@@ -17,23 +17,32 @@ def tail(name: str) -> list[str]:
 
 
 CASES = [
-    ("comfyui-bad-flag", 2, None, ExitReason.BAD_FLAG, "does not know --normalvram"),
+    ("comfyui-bad-flag", 2, None, ExitReason.BAD_FLAG, "does not know --cache-ram 20.0 --vram-"),
     ("comfyui-usage", 2, None, ExitReason.BAD_FLAG, "argument --port: invalid int value"),
+    ("comfyui-exclusive-flags", 2, None, ExitReason.BAD_FLAG, "--novram: not allowed with"),
     ("comfyui-port-taken", 1, None, ExitReason.PORT_TAKEN, "port 8188 is held by"),
     ("comfyui-assets-in-use", 1, None, ExitReason.DATABASE_LOCKED, "in_use"),
     ("comfyui-assets-missing-packages", 1, None, ExitReason.ASSETS, "missing_packages"),
+    ("comfyui-database-in-use", 1, None, ExitReason.DATABASE_LOCKED, "locked"),
     ("comfyui-database-locked", 1, None, ExitReason.DATABASE_LOCKED, "locked"),
     ("comfyui-cuda-oom", 1, None, ExitReason.CUDA_OOM, "CUDA out of memory"),
     ("comfyui-cuda-oom", None, "SIGABRT", ExitReason.CUDA_OOM, "CUDA out of memory"),
+    ("comfyui-cuda-oom-2023", 1, None, ExitReason.CUDA_OOM, "CUDA out of memory"),
+    ("comfyui-cuda-oom-2024", 1, None, ExitReason.CUDA_OOM, "CUDA out of memory"),
+    ("comfyui-cuda-oom-driver", 1, None, ExitReason.CUDA_OOM, "CUDA out of memory"),
     ("comfyui-cuda-allocation", 1, None, ExitReason.CUDA_OOM, "CUDA out of memory"),
+    ("comfyui-cuda-allocation-short", 1, None, ExitReason.CUDA_OOM, "CUDA out of memory"),
     ("comfyui-cuda-error", 1, None, ExitReason.CUDA_ERROR, "illegal memory access"),
     ("comfyui-cuda-error", None, "SIGSEGV", ExitReason.CUDA_ERROR, "illegal memory access"),
+    ("comfyui-cuda-assert", 1, None, ExitReason.CUDA_ERROR, "device-side assert"),
     ("comfyui-no-kernel", 1, None, ExitReason.CUDA_ERROR, "no kernel image"),
+    ("comfyui-no-driver", 1, None, ExitReason.CUDA_ERROR, "Found no NVIDIA driver"),
     ("comfyui-driver-too-old", 1, None, ExitReason.CUDA_ERROR, "too old"),
-    ("comfyui-segfault", None, "SIGSEGV", ExitReason.SEGFAULT, "native.py"),
+    ("comfyui-segfault", None, "SIGSEGV", ExitReason.SEGFAULT, "native_node/__init__.py"),
     ("comfyui-segfault", 139, None, ExitReason.SEGFAULT, "SIGSEGV"),
-    ("comfyui-missing-module", 1, None, ExitReason.MISSING_MODULE, "No module named 'yaml'"),
+    ("comfyui-missing-module", 1, None, ExitReason.MISSING_MODULE, "No module named 'PIL'"),
     ("comfyui-disk-full", 1, None, ExitReason.DISK_FULL, "disk is full"),
+    ("comfyui-disk-full-database", 1, None, ExitReason.DISK_FULL, "disk is full"),
     ("comfyui-host-memory", 1, None, ExitReason.MEMORY, "RAM"),
     ("jupyter-plain-failure", 1, None, ExitReason.EXIT_CODE, "exited with 1"),
     ("sshd-port-taken", 255, None, ExitReason.PORT_TAKEN, "port 8188"),
@@ -99,15 +108,44 @@ def test_facts_without_words(facts: ExitFacts, reason: ExitReason) -> None:
 
 
 def test_flags_of_the_planner_are_dropped_and_those_of_people_are_not() -> None:
-    facts = ExitFacts(
-        code=2,
-        tail=tail("comfyui-bad-flag"),
-        kind=ServiceKind.COMFYUI,
-        planner_flags=("--cache-ram", "20.0"),
-    )
-    told = classify(facts)
+    told = refused("comfyui-bad-flag", "--cache-ram", "20.0")
     assert told.drop_flags == ("--cache-ram",)
     assert not told.permanent
-    told = classify(ExitFacts(code=2, tail=tail("comfyui-bad-flag"), kind=ServiceKind.COMFYUI))
+    told = refused("comfyui-bad-flag")
     assert told.permanent
     assert "COMFYUI_ARGS" in (told.hint or "")
+
+
+def test_a_flag_of_the_planner_gives_way_to_one_of_people() -> None:
+    told = refused("comfyui-exclusive-flags", "--lowvram")
+    assert told.drop_flags == ("--lowvram",)
+    assert "not allowed with argument --lowvram" in (told.hint or "")
+    assert refused("comfyui-exclusive-flags").permanent
+
+
+def refused(log: str, *planner_flags: str) -> Classification:
+    facts = ExitFacts(code=2, tail=tail(log), kind=ServiceKind.COMFYUI, planner_flags=planner_flags)
+    return classify(facts)
+
+
+def test_the_thread_that_crashed_is_told_of_many() -> None:
+    threads = [
+        "Fatal Python error: Segmentation fault",
+        "",
+        "Thread 0x00007f1 (most recent call first):",
+        '  File "/usr/lib/python3.11/threading.py", line 331 in wait',
+        "",
+        "Current thread 0x00007f2 (most recent call first):",
+        '  File "/opt/venv/torch/cuda.py", line 9 in sync',
+        '  File "/opt/ComfyUI/execution.py", line 277 in process_inputs',
+        "",
+        "Thread 0x00007f3 (most recent call first):",
+        '  File "/opt/ComfyUI/custom_nodes/innocent/x.py", line 1 in wait',
+    ]
+    told = classify(ExitFacts(signal="SIGSEGV", tail=[*threads, *["  File x"] * 90]))
+    assert "torch/cuda.py" in told.message
+
+
+def test_an_error_of_long_ago_is_not_the_reason() -> None:
+    lines = [*tail("comfyui-cuda-oom"), *["got prompt"] * 100]
+    assert classify(ExitFacts(code=1, tail=lines)).reason is ExitReason.EXIT_CODE
