@@ -120,6 +120,12 @@ class Components:
     def _seen(self, sighting: Sighting) -> None:
         self.context.recorder.advised(sighting.rule.code)
 
+    async def watch_idle(self) -> None:
+        """Stop the pod when nobody uses it."""
+        idling = await _load("supervisor.app.idling")
+        watcher = self.context.idle = idling.make_idle(self._base, lambda: self.syncer)
+        await watcher.run()
+
     async def late_facts(self) -> None:
         """Finish the probes that ComfyUI did not wait for."""
         boot = self._base.boot

@@ -132,6 +132,8 @@ class Pod:
                     infra.start_soon(self._part, "diagnosis", self.components.diagnose)
                     infra.start_soon(self._watch_failure)
                     infra.start_soon(self._mark_ready)
+                    if self.boot.settings.idle.enabled:
+                        infra.start_soon(self._part, "idle shutdown", self.components.watch_idle)
                     transfers.start_soon(self._part, "downloads", self._download)
                     transfers.start_soon(self._part, "sync", self.components.sync)
                     await self._stop.wait()
@@ -346,8 +348,6 @@ def _notes(plan: Plan, boot: Boot) -> tuple[str, ...]:
 def _not_yet(boot: Boot) -> tuple[str, ...]:
     """Settings that are read but have no effect yet: nobody may rely on them unknowingly."""
     notes = []
-    if boot.settings.idle.enabled:
-        notes.append("idle shutdown is not built yet: this pod does not stop by itself")
     if boot.settings.comfyui.update_nodes:
         notes.append("node updates are not built yet: custom nodes stay as they are")
     return tuple(notes)

@@ -297,6 +297,8 @@ def _host(status: Mapping[str, Any], paint: Paint) -> Iterator[str]:
         busy = ", ".join(clean(reason) for reason in idle.get("busy_because") or ())
         limit = duration(idle.get("limit_s"))
         text = f"busy: {busy}" if busy else f"{duration(idle.get('idle_s'))} of {limit}"
+        if idle.get("problem"):
+            text = f"{text}; {clean(idle['problem'])}"
         yield _line(paint, "idle", text)
 
 

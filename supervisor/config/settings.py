@@ -438,6 +438,7 @@ class IdleSection(Section):
     pod_id: str | None = Field(None, description="RunPod pod id.")
     api_key: SecretStr | None = Field(None, description="RunPod API key.")
     ignore_unsynced: bool = Field(False, description="Stop even with outputs not yet stored.")
+    pages_count: bool = Field(False, description="An open ComfyUI page counts as use.")
 
 
 class AlertsSection(Section):

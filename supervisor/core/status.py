@@ -254,6 +254,7 @@ class IdleStatus:
     limit_s: float | None = None
     busy_because: tuple[str, ...] = ()
     kept_until: str | None = None
+    problem: str | None = None  # why a pod that is due is not stopped
 
 
 @dataclass(frozen=True, slots=True)

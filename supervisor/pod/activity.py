@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 ESTABLISHED = "01"  # include/net/tcp_states.h
 
@@ -18,6 +18,7 @@ class IdleFacts:
     ssh_sessions: int | None = 0
     downloads: int = 0
     uploads: int = 0
+    pages: int = 0  # open pages of ComfyUI, when they count
     kept: bool = False  # somebody asked to keep the pod, and that time is not over
 
 
@@ -35,14 +36,37 @@ def busy_because(facts: IdleFacts) -> tuple[str, ...]:
         (bool(facts.ssh_sessions), f"SSH sessions: {facts.ssh_sessions}"),
         (facts.downloads > 0, f"downloads running: {facts.downloads}"),
         (facts.uploads > 0, f"uploads running: {facts.uploads}"),
+        (facts.pages > 0, f"open ComfyUI pages: {facts.pages}"),
     )
     return tuple(reason for holds, reason in found if holds)
 
 
-def count_sessions(table: str, port: int) -> int:
-    """Established connections to local ``port`` in /proc/net/tcp or tcp6 (proc_net_tcp)."""
+def peers(table: str, port: int) -> frozenset[str]:
+    """Who is connected to local ``port``, from /proc/net/tcp or tcp6 (proc_net_tcp)."""
     rows = (line.split() for line in table.splitlines()[1:])
-    return sum(
-        len(row) > 3 and row[3] == ESTABLISHED and row[1].rpartition(":")[2] == f"{port:04X}"
+    return frozenset(
+        row[2]
         for row in rows
+        if len(row) > 3 and row[3] == ESTABLISHED and row[1].rpartition(":")[2] == f"{port:04X}"
     )
+
+
+@dataclass(frozen=True, slots=True)
+class Idleness:
+    """How long nobody has used the pod, on the clock of the event loop.
+
+    ``warned`` remembers that the end was announced, so that it is said once.
+    """
+
+    since_s: float
+    busy: tuple[str, ...] = ()
+    warned: bool = False
+
+    def after(self, facts: IdleFacts, now_s: float) -> Idleness:
+        """Take in one more look: any use begins the time anew."""
+        busy = busy_because(facts)
+        return Idleness(now_s, busy) if busy else replace(self, busy=())
+
+    def idle_s(self, now_s: float) -> float:
+        """Seconds without use; 0 while it is in use."""
+        return 0.0 if self.busy else max(0.0, now_s - self.since_s)

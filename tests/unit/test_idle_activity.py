@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import socket
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from supervisor.pod.activity import IdleFacts, busy_because, count_sessions
+from supervisor.pod.activity import IdleFacts, Idleness, busy_because, peers
 
 
 def test_nothing_happens() -> None:
@@ -27,6 +28,7 @@ def test_nothing_happens() -> None:
         (IdleFacts(ssh_sessions=None), "SSH sessions are unknown"),
         (IdleFacts(downloads=3), "downloads running: 3"),
         (IdleFacts(uploads=4), "uploads running: 4"),
+        (IdleFacts(pages=1), "open ComfyUI pages: 1"),
         (IdleFacts(kept=True), "kept by request"),
     ],
 )
@@ -38,6 +40,14 @@ def test_sessions_are_counted_from_the_kernels_table() -> None:
     table = Path("/proc/net/tcp")
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
-        assert count_sessions(table.read_text(), port) == 0  # listening is no session
+        assert not peers(table.read_text(), port)  # listening is no session
         with socket.create_connection(("127.0.0.1", port)), server.accept()[0]:
-            assert count_sessions(table.read_text(), port) == 1
+            assert len(peers(table.read_text(), port)) == 1
+
+
+def test_idle_time_begins_anew_with_any_use() -> None:
+    idleness = Idleness(0.0).after(IdleFacts(), 10.0)
+    assert idleness.idle_s(10.0) == 10.0
+    used = replace(idleness, warned=True).after(IdleFacts(queue_length=1), 12.0)
+    assert (used.idle_s(12.0), used.warned) == (0.0, False)
+    assert used.after(IdleFacts(), 20.0).idle_s(20.0) == 8.0

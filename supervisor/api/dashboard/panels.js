@@ -223,6 +223,7 @@ export function idle(snapshot) {
     const busy = found.busy_because.length ? `busy: ${list(found.busy_because)}` : `${duration(found.idle_s)} of ${duration(limit)}`;
     return [
       level({ label: "Idle", value: busy, ratio: found.idle_s / limit, state: worry(found.idle_s / limit, 0.7, 0.9) }),
+      found.problem ? make("p", { class: "fault" }, found.problem) : null,
       found.kept_until ? make("p", { class: "quiet" }, `Kept until ${new Date(found.kept_until).toLocaleTimeString()}.`) : null,
     ];
   });

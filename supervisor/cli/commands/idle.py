@@ -41,6 +41,8 @@ def run(args: Namespace, environ: Mapping[str, str]) -> int:
         print(f"busy: {', '.join(clean(reason) for reason in idle['busy_because'])}")
     else:
         print(f"idle for {duration(idle['idle_s'])} of {duration(idle['limit_s'])}")
+    if idle.get("problem"):
+        print(clean(idle["problem"]))
     if idle.get("kept_until"):
         print(f"kept until {clean(idle['kept_until'])}")
     return 0
