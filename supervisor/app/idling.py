@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from supervisor.core.status import SyncStatus
+import anyio
+
+from supervisor.core.status import ServiceState, Snapshot, SyncStatus
 from supervisor.pod.idle import Ending, IdleWatcher, PodEndError, run_command
 from supervisor.pod.looks import Addresses, Looks
 from supervisor.pod.runpod import RunPod
@@ -68,6 +70,13 @@ async def _drain(base: Essentials) -> list[str]:
 async def _resume(base: Essentials, names: Sequence[str]) -> None:
     for name in names:
         await base.manager.start(name)
+
+    def up(snapshot: Snapshot) -> bool:
+        states = {snapshot.services[name].state for name in names}
+        return states <= {ServiceState.READY, ServiceState.FAILED}
+
+    with anyio.move_on_after(base.boot.settings.comfyui.start_timeout_s):
+        await base.state.wait(up)
 
 
 def _stop(base: Essentials) -> Callable[[], Awaitable[object]] | None:

@@ -51,9 +51,10 @@ class Ending:
     """How the pod is ended.
 
     ``flush`` stores outputs within so many seconds and tells what is left; ``drain`` stops
-    what takes new jobs and returns the names, ``resume`` starts them again; ``stop`` asks for
-    the end of the pod (None: the process just exits) and raises ``SupervisorError`` when it
-    was refused; ``exit`` ends this process.
+    what takes new jobs and returns the names, ``resume`` starts them again and waits until they
+    are up, so that this does not look like use; ``stop`` asks for the end of the pod (None:
+    the process just exits) and raises ``SupervisorError`` when it was refused; ``exit`` ends
+    this process.
     """
 
     flush: Callable[[float], Awaitable[SyncStatus | None]]
@@ -167,23 +168,23 @@ class IdleWatcher:
         if busy_because(await self._count(look)):
             return False
         drained = await self._ending.drain()
-        stopped = False
         try:
             await self._flush()
             # Only a person can have come in between: the queue is closed.
-            if not self._kept():
+            kept = self._kept()
+            if not kept:
                 self._bus.publish("idle.stop", f"{reason[0].upper()}{reason[1:]}", subject="pod")
                 log.info("%s: %s", reason, self._ending.what)
                 if self._ending.stop is not None:
                     await self._ending.stop()
-                stopped = True
-        finally:
-            if not stopped:
-                with anyio.CancelScope(shield=True), anyio.move_on_after(_LONGEST_PAUSE_S):
-                    await self._ending.resume(drained)
-        if stopped:
-            self._ending.exit(reason)
-        return stopped
+        except SupervisorError:
+            await self._ending.resume(drained)
+            raise
+        if kept:
+            await self._ending.resume(drained)
+            return False
+        self._ending.exit(reason)
+        return True
 
     async def _flush(self) -> None:
         """Store everything.
