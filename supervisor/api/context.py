@@ -85,6 +85,12 @@ class IdleControl(Protocol):
     def keep(self, seconds: float) -> None: ...
 
 
+class LadderControl(Protocol):
+    """The VRAM ladder."""
+
+    async def reset(self, *, now: bool = False) -> int: ...
+
+
 def _no_shutdown(reason: str) -> None:
     """Stand in until the app can be shut down."""
 
@@ -107,6 +113,7 @@ class ApiContext:
     models: ModelControl | None = None
     syncer: SyncControl | None = None
     idle: IdleControl | None = None
+    ladder: LadderControl | None = None
     request_for: Callable[[ModelFile], DownloadRequest] | None = None
     shutdown: Callable[[str], None] = _no_shutdown
     reload: Callable[[bool], Awaitable[Mapping[str, Any]]] | None = None

@@ -83,6 +83,7 @@ class Routes:
             post("/v1/sync/flush", self.flush),
             post("/v1/sync/retry", self.retry),
             post("/v1/sync/restore", self.restore),
+            post("/v1/ladder/reset", self.reset_ladder),
             post("/v1/reload", self.reload),
             post("/v1/shutdown", self.shutdown),
             post("/v1/idle/keep", self.keep),
@@ -272,6 +273,14 @@ class Routes:
         who = "over the control socket" if self._owner else "on the web page"
         self._context.shutdown(f"asked to {who}")
         return answer({"stopping": True}, status=202)
+
+    async def reset_ladder(self, request: web.Request) -> web.Response:
+        """Take ComfyUI back up the VRAM ladder, when its queue is empty, unless ``now``."""
+        ladder = self._part(self._context.ladder, "reset the ladder")
+        body = await self._body(request, RestartBody)
+        before = self._context.state.snapshot.gpu.ladder_step
+        done = await self._act(lambda: ladder.reset(now=body.now))
+        return answer({"pending": not done, "steps": before}, status=200 if done else 202)
 
     async def keep(self, request: web.Request) -> web.Response:
         """Do not count as idle for a while."""

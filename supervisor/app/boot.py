@@ -10,11 +10,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from supervisor.app.facts import GpuProbe, gather_facts
+from supervisor.app.ladder_memory import Descent, recall_descent
 from supervisor.app.timeline import Timeline
 from supervisor.config.load import LoadedSettings, load_settings
 from supervisor.config.logging import setup_logging
 from supervisor.config.redaction import Redactor
-from supervisor.config.settings import Settings
+from supervisor.config.settings import Settings, StorageMode
 from supervisor.hardware.facts import HardwareFacts
 from supervisor.plan.build import build_plan
 from supervisor.plan.model import Plan, Skipped
@@ -57,6 +58,7 @@ class Boot:
     plan: Plan
     redactor: Redactor
     timeline: Timeline
+    descent: Descent = Descent()  # where the VRAM ladder starts
 
     @property
     def settings(self) -> Settings:
@@ -92,9 +94,9 @@ def prepare(source: Source, probe: GpuProbe, timeline: Timeline) -> Boot:
     generated = generated_secrets(state_dir)
     for secret in (generated.jupyter_token, generated.filebrowser_password, generated.health_token):
         redactor.add(secret)
-    plan = decide(loaded, facts, source.environ, generated)
+    plan, descent = decide_resumed(loaded, facts, source.environ, generated)
     timeline.mark("plan")
-    return Boot(source, loaded, facts, generated, plan, redactor, timeline)
+    return Boot(source, loaded, facts, generated, plan, redactor, timeline, descent)
 
 
 def decide(
@@ -118,6 +120,34 @@ def decide(
         secret_names=loaded.environment_secrets,
         ladder_step=ladder_step,
     )
+
+
+def decide_resumed(
+    loaded: LoadedSettings,
+    facts: HardwareFacts,
+    environ: Mapping[str, str],
+    generated: GeneratedSecrets,
+) -> tuple[Plan, Descent]:
+    """Make the plan at the step of the VRAM ladder that this volume remembers.
+
+    Raises:
+        ConfigError: services that make no sense.
+    """
+    plan = decide(loaded, facts, environ, generated)
+    if plan.storage.mode != StorageMode.PERSISTENT or not loaded.settings.gpu.ladder:
+        return plan, Descent()
+    descent = recall_descent(loaded.settings, facts)
+    if not descent.step:
+        return plan, descent
+    lower = decide(loaded, facts, environ, generated, ladder_step=descent.step)
+    if lower.gpu.ladder_step != descent.step:
+        return plan, Descent()
+    note = (
+        f"the VRAM ladder starts at step {descent.step}, where it was on {descent.at}; "
+        "supervisor ladder reset takes it back"
+    )
+    gpu = replace(lower.gpu, ladder_reasons=descent.reasons)
+    return replace(lower, gpu=gpu, notes=(*lower.notes, note)), descent
 
 
 def with_models(plan: Plan, settings: Settings, facts: HardwareFacts) -> Plan:

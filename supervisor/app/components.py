@@ -10,6 +10,7 @@ import anyio
 import anyio.to_thread
 
 from supervisor.app.facts import probe_nvenc_now
+from supervisor.app.ladder_control import LadderControl
 from supervisor.app.links import access
 from supervisor.plan.model import Plan
 
@@ -31,12 +32,14 @@ class Components:
         self._base = base
         self.models: ModelManager | None = None
         self.syncer: Syncer | None = None
+        self.ladder = LadderControl(base)
         self.context = ApiContext(
             state=base.state,
             bus=base.bus,
             token=base.boot.health_token,
             logs=base.logs,
             services=base.manager,
+            ladder=self.ladder,
             request_for=self._request_for,
             shutdown=base.shutdown,
             reload=base.reloader.reload,
@@ -119,6 +122,8 @@ class Components:
 
     def _seen(self, sighting: Sighting) -> None:
         self.context.recorder.advised(sighting.rule.code)
+        if sighting.rule.code == "cuda-oom":
+            self.ladder.job_failed()
 
     async def watch_idle(self) -> None:
         """Stop the pod when nobody uses it."""

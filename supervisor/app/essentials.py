@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from supervisor.app.boot import Boot
+    from supervisor.app.ladder import Ladder
     from supervisor.app.reload import Reloader
     from supervisor.core.events import EventBus
     from supervisor.core.state import StateStore
@@ -28,4 +29,5 @@ class Essentials:
     logs: LogStore
     manager: ServiceManager
     reloader: Reloader
+    ladder: Ladder
     shutdown: Callable[[str], None]

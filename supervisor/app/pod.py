@@ -81,7 +81,13 @@ class Pod:
             gpu_busy=self.gpu_memory.busy,
             probed=self._probed,
         )
-        self.reloader = Reloader(boot, manager=self.manager, state=self.state, bus=self.bus)
+        self.reloader = Reloader(
+            boot,
+            manager=self.manager,
+            state=self.state,
+            bus=self.bus,
+            applied=self.ladder.replaced,
+        )
         self._components: Components | None = None
         self._stop = anyio.Event()
         self._stop_reason = ""
@@ -110,6 +116,7 @@ class Pod:
                     logs=self.logs,
                     manager=self.manager,
                     reloader=self.reloader,
+                    ladder=self.ladder,
                     shutdown=self.shutdown,
                 )
             )
@@ -130,6 +137,7 @@ class Pod:
                     infra.start_soon(self._part, "api", self.components.serve)
                     infra.start_soon(self._part, "facts", self.components.late_facts)
                     infra.start_soon(self._part, "diagnosis", self.components.diagnose)
+                    infra.start_soon(self._part, "ladder", self.components.ladder.run)
                     infra.start_soon(self._watch_failure)
                     infra.start_soon(self._mark_ready)
                     if self.boot.settings.idle.enabled:

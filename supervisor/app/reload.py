@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -31,13 +31,20 @@ class Reloader:
     """Holds what is in force and compares it with what is configured now."""
 
     def __init__(
-        self, boot: Boot, *, manager: ServiceManager, state: StateStore, bus: EventBus
+        self,
+        boot: Boot,
+        *,
+        manager: ServiceManager,
+        state: StateStore,
+        bus: EventBus,
+        applied: Callable[[Boot, Plan], None],
     ) -> None:
         self._boot = boot
         self._plan = boot.plan
         self._manager = manager
         self._state = state
         self._bus = bus
+        self._applied = applied
         self.models: ModelManager | None = None
 
     def planned(self, plan: Plan) -> None:
@@ -73,6 +80,7 @@ class Reloader:
             for secret in loaded.secrets:
                 boot.redactor.add(secret)
             self._boot, self._plan = boot, plan
+            self._applied(boot, plan)
             self._bus.publish("pod.reloaded", "The configuration was reloaded")
         return {
             "dry_run": dry_run,

@@ -39,6 +39,7 @@ COMMANDS: dict[str, dict[str, str]] = {
         "reload": "apply a changed configuration",
         "shutdown": "stop the pod in order",
         "idle": "look at or postpone the idle shutdown",
+        "ladder": "look at or reset the steps that ComfyUI was taken down for lack of VRAM",
     },
     "Files": {
         "models": "list, fetch, verify and sort model files",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
-from supervisor.app.boot import decide, with_models
+from supervisor.app.boot import decide_resumed, with_models
 from supervisor.app.facts import gather_facts, probe_nvenc_now, start_gpu_probe
 from supervisor.config.load import LoadedSettings
 from supervisor.hardware.facts import HardwareFacts
@@ -33,5 +33,5 @@ def make_plan(loaded: LoadedSettings, facts: HardwareFacts, environ: Mapping[str
         ConfigError: services or model files that make no sense.
     """
     generated = GeneratedSecrets(_TO_BE_GENERATED, _TO_BE_GENERATED, _TO_BE_GENERATED)
-    plan = decide(loaded, facts, environ, generated)
+    plan, _ = decide_resumed(loaded, facts, environ, generated)
     return with_models(plan, loaded.settings, facts)

@@ -93,6 +93,12 @@ class GpuSection(Section):
     ladder_on_job_errors: bool = Field(
         False, description="Also step down when jobs keep failing out of memory without a crash."
     )
+    ladder_job_errors: int = Field(
+        3, ge=1, le=1000, description="So many failed jobs within half an hour are too many."
+    )
+    ladder_drain_s: Seconds = Field(
+        600.0, description="Longest wait for an empty queue before such a restart."
+    )
     probe_timeout_s: Seconds = Field(5.0, description="Seconds after which NVML counts as hung.")
     nvenc: bool = Field(True, description="Try a real encode per NVENC codec at boot.")
 

@@ -55,6 +55,10 @@ class InvalidPromptError(Exception):
         }
 
 
+class OutOfMemoryError(Exception):
+    """A job needs more VRAM than there is."""
+
+
 class InterruptedJobError(Exception):
     """Somebody asked for /interrupt."""
 
@@ -106,6 +110,7 @@ class JobQueue:
     running: Job | None = None
     history: dict[str, Any] = field(default_factory=dict)
     interrupted: bool = False
+    out_of_memory: Callable[[], None] | None = None  # prints what ComfyUI does; jobs then fail
     _count: int = 0
     _cache: dict[str, list[dict[str, str]]] = field(default_factory=dict)
     _wake: anyio.Event = field(default_factory=anyio.Event)
@@ -182,7 +187,7 @@ class JobQueue:
         except InterruptedJobError:
             status = "error"
             tell("execution_interrupted", node_id="", node_type="", executed=list(outputs))
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, OutOfMemoryError) as error:
             status = "error"
             tell(
                 "execution_error",
@@ -228,6 +233,9 @@ class JobQueue:
                 await anyio.sleep(self.step_s)
                 if self.interrupted:
                     raise InterruptedJobError
+                if self.out_of_memory is not None:
+                    self.out_of_memory()
+                    raise OutOfMemoryError("Allocation on device")
                 self._say(job, "progress", node=node, value=step, max=steps)
                 nodes = {node: {"node_id": node, "state": "running", "value": step, "max": steps}}
                 self._say(job, "progress_state", nodes=nodes)

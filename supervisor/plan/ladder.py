@@ -1,4 +1,4 @@
-"""The VRAM ladder: what changes after each CUDA out-of-memory crash.
+"""The VRAM ladder: what changes each time ComfyUI ran out of VRAM.
 
 Pure data and functions. A step replaces the VRAM flags of the plan by its own; it never
 goes up by itself, so a pod cannot swing between two steps.
@@ -10,7 +10,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from supervisor.config.settings import MemoryMode
-from supervisor.plan.gpu_policy import Flag, Generation, GpuDecision
+from supervisor.hardware.facts import ComfyUIFacts
+from supervisor.plan.gpu_policy import Flag, Generation, GpuDecision, generation_of
 from supervisor.plan.model import Plan
 
 # Options that a step takes over from the plan (and from the step before).
@@ -70,19 +71,24 @@ def at_step(
     return replace(decision, flags=(*kept, *explained)), rung
 
 
-def step_down(build: Callable[[int], Plan], current: Plan, generation: Generation) -> Plan | None:
+def step_down(
+    build: Callable[[int], Plan], current: Plan, comfyui: ComfyUIFacts | None
+) -> Plan | None:
     """The plan of the next step that changes ComfyUI's command; None at the bottom.
 
     ``build`` makes the plan for a step number. A step that the user's own options overrule
-    is passed over: it would change nothing, or less than the step before.
+    is passed over: it would change nothing, or less than the step before. Options that this
+    ComfyUI does not know are not passed and not missed.
     """
+    generation = generation_of(comfyui)
     mode = MemoryMode(current.gpu.mode or MemoryMode.AUTO)
     for rung in ladder(generation, mode)[current.gpu.ladder_step :]:
         lower = build(rung.number)
         command = _command(lower)
         if lower.gpu.ladder_step != rung.number:
             return None  # there is no GPU, or the ladder is turned off
-        if command != _command(current) and all(flag.name in command for flag in rung.flags):
+        known = [f.name for f in rung.flags if comfyui is None or comfyui.accepts(f.name)]
+        if command != _command(current) and all(name in command for name in known):
             return lower
     return None
 

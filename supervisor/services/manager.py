@@ -179,6 +179,14 @@ class ServiceManager:
 
         await self._state.wait(lambda _: settled())
 
+    async def drain(self, name: str) -> None:
+        """Wait until a ComfyUI has no job left, or does not answer; others have no queue.
+
+        Raises:
+            ControlError: there is no such service.
+        """
+        await self._runner(name).drain()
+
     async def signal(self, name: str, signal_name: str) -> None:
         """Send a signal to the whole group of a service.
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from supervisor.config.settings import Settings
+from supervisor.hardware.facts import ComfyUIFacts
 from supervisor.plan.build import GeneratedSecrets, build_plan
-from supervisor.plan.gpu_policy import generation_of
 from supervisor.plan.ladder import step_down
 from supervisor.plan.model import Plan
 from tests.unit.plan_machines import CARDS, COMFYUI, machine
@@ -17,17 +18,21 @@ GENERATED = GeneratedSecrets("jupyter-generated", "filebrowser-generated", "heal
 
 
 def descent(card: str, version: str, **sections: Any) -> list[Plan]:
+    return descend(card, COMFYUI[version], **sections)
+
+
+def descend(card: str, installed: ComfyUIFacts, **sections: Any) -> list[Plan]:
     def build(step: int) -> Plan:
         return build_plan(
             settings=Settings.model_validate(sections),
-            facts=machine(CARDS[card], COMFYUI[version]),
+            facts=machine(CARDS[card], installed),
             environ={},
             generated=GENERATED,
             ladder_step=step,
         )
 
     plans = [build(0)]
-    while (lower := step_down(build, plans[-1], generation_of(COMFYUI[version]))) is not None:
+    while (lower := step_down(build, plans[-1], installed)) is not None:
         plans.append(lower)
         assert len(plans) < 20
     return plans
@@ -51,6 +56,18 @@ def test_with_dynamic_vram() -> None:
     assert [plan.gpu.ladder_step for plan in plans] == [0, 1, 2, 3, 4]
     assert all(plan.gpu.ladder_reasons for plan in plans[1:])
     assert any("VRAM ladder" in reason for reason in plans[1].services[0].reasons)
+
+
+def test_options_that_this_version_lacks_are_not_missed() -> None:
+    full = COMFYUI["0.33.0-dynamic-vram"]
+    assert full.flags is not None
+    flags = {name: values for name, values in full.flags.items() if name != "--vram-headroom"}
+    plans = descend("l4-23034", replace(full, flags=flags))
+    assert [vram_words(plan) for plan in plans[:3]] == [
+        "",
+        "--reserve-vram",
+        "--disable-dynamic-vram --reserve-vram",
+    ]
 
 
 def test_without_dynamic_vram_the_plans_own_flag_is_replaced() -> None:

@@ -170,6 +170,14 @@ async function shutdown() {
   }
 }
 
+async function resetLadder() {
+  const question = "ComfyUI restarts with the memory mode of the plan when its queue is empty. It may run out of VRAM again.";
+  if (await ask("Back to the planned mode?", question, [{ label: "Go back", value: "yes", look: "primary" }])) {
+    await send("/v1/ladder/reset", {}, "ComfyUI restarts as planned");
+  }
+}
+
+byId("ladder-reset").addEventListener("click", resetLadder);
 byId("keep").addEventListener("click", () => send("/v1/idle/keep", { seconds: 3600 }, "The pod counts as in use for an hour"));
 byId("reload").addEventListener("click", reload);
 byId("rescue-reload").addEventListener("click", reload);

@@ -155,6 +155,7 @@ export function gpu(snapshot) {
       ["Stepped down", found.ladder_step ? `${found.ladder_step} ${found.ladder_step === 1 ? "step" : "steps"}` : ""],
     ]),
   ]);
+  byId("ladder-reset").hidden = !found.ladder_step;
   const why = [...found.ladder_reasons, ...found.reasons];
   replace(byId("gpu-why"), why, () => [reasons(why)]);
 }
