@@ -101,6 +101,7 @@ async def test_hanging_up_gives_up_the_wait(tmp_path: Path) -> None:
         ("/v1/services/comfyui/restart", {"nwo": True}, 422, "nwo"),
         ("/v1/models", {"to": "loras/"}, 409, "Cannot fetch models"),
         ("/v1/idle/keep", {"seconds": 5}, 409, "ENABLE_IDLE_SHUTDOWN"),
+        ("/v1/ladder/reset", {}, 409, "Cannot reset the ladder"),
         ("/v1/sync/restore", {"kinds": ["all"]}, 422, "kinds"),
         ("/v1/nothing", None, 404, "Cannot POST /v1/nothing"),
     ],
