@@ -110,6 +110,40 @@ async def test_every_kind_of_readiness(kind: str, tmp_path: Path, free_tcp_port:
         await pod.says("a", "listening")
 
 
+@pytest.mark.needs("openssl")
+async def test_readiness_by_https_whoever_signed_it(tmp_path: Path, free_tcp_port: int) -> None:
+    certificate = tmp_path / "c.pem"
+    command = "openssl req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=elsewhere"
+    await anyio.run_process([*command.split(), "-keyout", certificate, "-out", tmp_path / "out"])
+    certificate.write_bytes(certificate.read_bytes() + (tmp_path / "out").read_bytes())
+    secure = f"""
+import ssl
+context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+context.load_cert_chain({str(certificate)!r})
+server.socket = context.wrap_socket(server.socket, server_side=True)
+server.serve_forever()
+"""
+    spec = python(
+        "a",
+        SERVER.replace("server.serve_forever()\n", secure),
+        cwd=tmp_path,
+        environment={"PORT": str(free_tcp_port)},
+        readiness=Readiness(HttpProbe(f"https://localhost:{free_tcp_port}/x", body="queue_rem")),
+        liveness=Liveness(
+            HttpProbe(f"https://127.0.0.1:{free_tcp_port}/x"),
+            interval_s=0.05,
+            timeout_s=0.5,
+            failures=1000,
+        ),
+    )
+    async with running(spec) as pod:
+        await pod.reaches("a", ServiceState.READY)
+        (tmp_path / "hang").touch()
+        await pod.reaches("a", ServiceState.UNHEALTHY)
+        (tmp_path / "hang").unlink()
+        assert (await pod.reaches("a", ServiceState.READY)).generation == 1
+
+
 async def test_notification_by_socket_and_by_descriptor() -> None:
     script = """
 import os, socket, time
