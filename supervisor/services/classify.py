@@ -108,6 +108,7 @@ _MEMORY = (
 )
 
 _LAST_LINES = 80
+_HANGS = frozenset({ExitReason.HUNG, ExitReason.STALLED, ExitReason.WATCHDOG})
 
 _ASSET_HINTS = {
     "in_use": "another pod or process uses this volume's user/comfyui.db: add "
@@ -164,7 +165,8 @@ def _own_doing(cause: ExitReason, facts: ExitFacts) -> Classification:
         told = _by_text(facts, _last_words(facts))
         hint = (told.hint if told else None) or facts.hint
         return Classification(told.reason if told else cause, facts.detail, hint)
-    return Classification(cause, facts.detail, facts.hint)
+    place = _hang_place(facts.tail) if cause in _HANGS else ""
+    return Classification(cause, facts.detail + place, facts.hint)
 
 
 def _by_signal(facts: ExitFacts, text: str, name: str | None = None) -> Classification:
@@ -283,19 +285,40 @@ def _port_taken(facts: ExitFacts) -> Classification:
 
 
 def _crash_place(tail: Sequence[str]) -> str:
-    """Where the thread that crashed was, from a faulthandler dump: its custom node if it was
-    in one, else its innermost Python frame."""
-    frames: list[str] = []
+    """Where the thread that crashed was: its custom node if in one, else its last frame."""
+    current = next(iter(_stacks(tail)), [])
+    return _place(next(filter(_of_node, current), next(iter(current), "")))
+
+
+def _hang_place(tail: Sequence[str]) -> str:
+    """Where a hung one was when it was ended: in a custom node if any thread was in one,
+    else where the event loop's thread was."""
+    of_nodes = (frame for stack in _stacks(tail) for frame in stack if _of_node(frame))
+    frame = next(of_nodes, None)
+    return _place(frame) if frame else _crash_place(tail)
+
+
+def _stacks(tail: Sequence[str]) -> list[list[str]]:
+    """The frames of each thread in a dump of faulthandler, the current thread's first."""
+    found: list[list[str]] = []
+    frames: list[str] | None = None
     for line in tail:
-        if line.startswith("Current thread") and "(most recent call first)" in line:
-            frames = [""]
-        elif frames and line.lstrip().startswith("File "):
+        if line.endswith("(most recent call first):"):
+            frames = []
+            found.insert(0 if line.startswith("Current thread") else len(found), frames)
+        elif frames is not None and line.lstrip().startswith("File "):
             frames.append(line.strip())
-        elif frames[1:]:
-            break
-    of_node = (frame for frame in frames if "/custom_nodes/" in frame)
-    place = next(of_node, frames[1] if frames[1:] else "")
-    return f" at {place}" if place else ""
+        else:
+            frames = None
+    return found
+
+
+def _of_node(frame: str) -> bool:
+    return "/custom_nodes/" in frame
+
+
+def _place(frame: str) -> str:
+    return f" at {frame}" if frame else ""
 
 
 def _last_error(tail: Sequence[str]) -> str | None:

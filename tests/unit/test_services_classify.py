@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -128,22 +129,36 @@ def refused(log: str, *planner_flags: str) -> Classification:
     return classify(facts)
 
 
+DUMP = [
+    "Fatal Python error: Segmentation fault",
+    "",
+    "Thread 0x00007f1 (most recent call first):",
+    '  File "/usr/lib/python3.11/threading.py", line 331 in wait',
+    "",
+    "Current thread 0x00007f2 (most recent call first):",
+    '  File "/opt/venv/torch/cuda.py", line 9 in sync',
+    '  File "/opt/ComfyUI/execution.py", line 277 in process_inputs',
+    "",
+    "Thread 0x00007f3 (most recent call first):",
+    '  File "/usr/lib/python3.11/time.py", line 1 in sleep',
+    '  File "/opt/ComfyUI/custom_nodes/sleeper/x.py", line 22 in go',
+    "",
+    "Extension modules: numpy",
+]
+
+
 def test_the_thread_that_crashed_is_told_of_many() -> None:
-    threads = [
-        "Fatal Python error: Segmentation fault",
-        "",
-        "Thread 0x00007f1 (most recent call first):",
-        '  File "/usr/lib/python3.11/threading.py", line 331 in wait',
-        "",
-        "Current thread 0x00007f2 (most recent call first):",
-        '  File "/opt/venv/torch/cuda.py", line 9 in sync',
-        '  File "/opt/ComfyUI/execution.py", line 277 in process_inputs',
-        "",
-        "Thread 0x00007f3 (most recent call first):",
-        '  File "/opt/ComfyUI/custom_nodes/innocent/x.py", line 1 in wait',
-    ]
-    told = classify(ExitFacts(signal="SIGSEGV", tail=[*threads, *["  File x"] * 90]))
-    assert "torch/cuda.py" in told.message
+    told = classify(ExitFacts(signal="SIGSEGV", tail=[*DUMP, *["more words"] * 90]))
+    assert told.message.endswith('at File "/opt/venv/torch/cuda.py", line 9 in sync')
+
+
+def test_a_hang_names_the_custom_node_it_was_in() -> None:
+    hung = ExitFacts(signal="SIGABRT", tail=DUMP, cause=ExitReason.STALLED, detail="no progress")
+    message = 'no progress at File "/opt/ComfyUI/custom_nodes/sleeper/x.py", line 22 in go'
+    assert classify(hung).message == message
+    message = 'no progress at File "/opt/venv/torch/cuda.py", line 9 in sync'
+    assert classify(replace(hung, tail=DUMP[:9])).message == message
+    assert classify(replace(hung, tail=["nothing of the kind"])).message == "no progress"
 
 
 def test_an_error_of_long_ago_is_not_the_reason() -> None:
