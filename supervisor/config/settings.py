@@ -28,6 +28,12 @@ Seconds = Annotated[float, Field(ge=0)]
 Size = Annotated[str, AfterValidator(lambda text: parse_size_bytes(text) and text)]
 Rate = Annotated[str, AfterValidator(lambda text: parse_rate_bytes_per_s(text) and text)]
 Percent = Annotated[float, Field(gt=0, le=100)]
+OnFailure = Literal["ignore", "restart", "shutdown"]
+
+_ON_FAILURE = (
+    "When max_restarts is reached: leave it down, try again for ever at the longest delay, "
+    "or end the container with its exit code."
+)
 
 
 class Section(BaseModel):
@@ -149,6 +155,7 @@ class ComfyUISection(Section):
         False, description="After a crash loop start once with --disable-all-custom-nodes."
     )
     required: bool = Field(True, description="/ping is 503 while ComfyUI is down for good.")
+    on_failure: OnFailure = Field("ignore", description=_ON_FAILURE)
     environment: dict[str, str] = Field(default_factory=dict, description="Extra environment.")
     env_pass: tuple[str, ...] = Field((), description="Secrets handed over, by name.")
     user: str | None = Field(None, description="User to run as; default the supervisor's.")
@@ -260,9 +267,7 @@ class ServiceSection(Section):
     restart: Literal["always", "on-failure", "never"] = Field(
         "always", description="When it is started again after it ended."
     )
-    on_failure: Literal["ignore", "shutdown"] = Field(
-        "ignore", description="When it is down for good: ignore, or end the container."
-    )
+    on_failure: OnFailure = Field("ignore", description=_ON_FAILURE)
     backoff_initial_s: Seconds = Field(1.0, description="First delay before a restart.")
     backoff_max_s: Seconds = Field(60.0, description="Longest delay before a restart.")
     max_restarts: int = Field(10, ge=0, description="Restarts per window before giving up.")

@@ -22,6 +22,7 @@ from supervisor.plan.storage import seed_step, volume_root
 from supervisor.services.spec import (
     EnsureDirectory,
     EnsureLines,
+    FailureAction,
     HttpProbe,
     Liveness,
     PrepareStep,
@@ -142,6 +143,7 @@ def _service(
         environment=environment,
         secret_names=hidden,
         required=section.required,
+        on_failure=FailureAction(section.on_failure),
         readiness=_readiness(context, arguments, port),
         liveness=_liveness(arguments, port, section.listen),
         stop=_stop_steps(context.settings.supervisor.shutdown_grace_s),

@@ -49,8 +49,9 @@ class ExitFacts:
     """What is known about an exit.
 
     ``signal`` is a name such as SIGKILL; ``tail`` the last lines of output, oldest first;
-    ``oom_kills`` how often the cgroup's OOM killer struck during this life; ``cause`` is
-    set when the supervisor ended it and ``detail`` says why.
+    ``oom_kills`` how often the cgroup's OOM killer struck during this life; ``left_behind``
+    how many processes outlived its leader; ``cause`` is set when the supervisor ended it
+    and ``detail`` says why.
     """
 
     code: int | None = None
@@ -59,6 +60,7 @@ class ExitFacts:
     kind: ServiceKind = ServiceKind.GENERIC
     oom_kills: int = 0
     marker: bool = False
+    left_behind: int = 0
     port: int | None = None
     port_holder: str | None = None
     planner_flags: tuple[str, ...] = ()
@@ -138,7 +140,7 @@ def classify(facts: ExitFacts) -> Classification:
             return Classification(
                 ExitReason.PLANNED, "it asked to be restarted", success=True, planned=True
             )
-        return Classification(ExitReason.EXITED, "exited with 0", success=True)
+        return _done(facts)
     if facts.code == 2 and (found := _usage(facts, text)) is not None:
         return found
     if facts.code in (137, 139, 143):  # a shell in between reports the signal so
@@ -146,6 +148,18 @@ def classify(facts: ExitFacts) -> Classification:
         return _by_signal(facts, text, name)
     return _by_text(facts, text) or Classification(
         ExitReason.EXIT_CODE, f"exited with {facts.code}", _last_error(facts.tail)
+    )
+
+
+def _done(facts: ExitFacts) -> Classification:
+    if not facts.left_behind:
+        return Classification(ExitReason.EXITED, "exited with 0", success=True)
+    return Classification(
+        ExitReason.EXITED,
+        f"exited with 0 and left {facts.left_behind} of its processes running",
+        "does it put itself into the background? Start it in the foreground (often -D, -f, "
+        "--foreground or --no-daemon)",
+        success=True,
     )
 
 
@@ -179,7 +193,12 @@ def _by_signal(facts: ExitFacts, text: str, name: str | None = None) -> Classifi
                 "use a pod with more RAM, smaller models or --cache-none; a cache sized from "
                 "the host's RAM is limited by --cache-ram",
             )
-        return Classification(ExitReason.KILLED, "killed by SIGKILL from outside")
+        return Classification(
+            ExitReason.KILLED,
+            "killed by SIGKILL from outside",
+            "a kill -9 in this container, or the host ran out of memory: compare the pod's "
+            "memory with what it needs",
+        )
     if name in ("SIGSEGV", "SIGBUS", "SIGILL", "SIGFPE"):
         if (told := _cuda(text)) is not None:
             return told
@@ -190,10 +209,15 @@ def _by_signal(facts: ExitFacts, text: str, name: str | None = None) -> Classifi
             "in the log",
         )
     if name in ("SIGTERM", "SIGINT", "SIGHUP"):
-        return Classification(ExitReason.TERMINATED, f"ended by {name} from outside")
+        return Classification(
+            ExitReason.TERMINATED,
+            f"ended by {name} from outside",
+            "another program of this container sent it; to stop or restart it for good use "
+            "supervisor stop or restart",
+        )
     if (told := _by_text(facts, text)) is not None:
         return told
-    return Classification(ExitReason.SIGNAL, f"ended by {name}")
+    return Classification(ExitReason.SIGNAL, f"ended by {name}", _last_error(facts.tail))
 
 
 def _usage(facts: ExitFacts, text: str) -> Classification | None:

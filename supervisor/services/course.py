@@ -37,6 +37,7 @@ class Course:
     failure: SpawnError | None = None
     ready_s: float | None = None
     ready_since_s: float | None = None
+    left_behind: int = 0  # processes that outlived its leader
     stop_by_s: float = float("inf")
     _grace: anyio.CancelScope | None = None
 
@@ -95,6 +96,7 @@ class Course:
             kind=spec.kind,
             oom_kills=self.evidence.oom_kills,
             marker=self.evidence.marker,
+            left_behind=self.left_behind,
             port=spec.port,
             planner_flags=spec.planner_flags,
             cause=self.cause,

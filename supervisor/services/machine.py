@@ -12,7 +12,7 @@ from enum import StrEnum
 
 from supervisor.core.status import ServiceState
 from supervisor.errors import ServiceError
-from supervisor.services.spec import RestartPolicy, ServiceSpec
+from supervisor.services.spec import FailureAction, RestartPolicy, ServiceSpec
 
 
 class Trigger(StrEnum):
@@ -39,6 +39,9 @@ class IllegalTransitionError(ServiceError):
 
 _S = ServiceState
 _T = Trigger
+
+_LONGEST = 1000  # a step of the backoff that has reached its longest delay
+_REMEMBERED = 10_000  # restarts; a service that is tried for ever must not fill the memory
 
 _AFTER_EXIT: Mapping[Trigger, ServiceState] = {
     _T.RETRY: _S.WAITING,
@@ -185,9 +188,11 @@ def _after_failure(
     attempt = 0 if healthy else history.attempt
     recent = tuple(at for at in history.restarts if now_s - at < spec.window_s)
     exhausted = len(recent) >= spec.max_restarts
-    if ending.permanent or exhausted:
-        return _give_up(spec, history, exhausted=exhausted and not ending.permanent)
-    remembered = replace(history, attempt=attempt + 1, restarts=(*recent, now_s))
+    remembered = replace(history, attempt=attempt + 1, restarts=(*recent, now_s)[-_REMEMBERED:])
+    if ending.permanent:
+        return Decision(Trigger.FAIL, history, message="trying again cannot help")
+    if exhausted:
+        return _exhausted(spec, history, remembered)
     if attempt == 0 and ending.ready_s is not None:
         return Decision(Trigger.RETRY, remembered)
     # The free first restart does not count as a step of the backoff.
@@ -195,16 +200,16 @@ def _after_failure(
     return Decision(Trigger.BACK_OFF, remembered, attempt=step)
 
 
-def _give_up(spec: ServiceSpec, history: History, *, exhausted: bool) -> Decision:
-    if exhausted and spec.safe_mode and not history.safe_mode:
+def _exhausted(spec: ServiceSpec, history: History, remembered: History) -> Decision:
+    if spec.safe_mode and not history.safe_mode:
         return Decision(
             Trigger.RETRY,
             History(safe_mode=True),
             message="it keeps failing: trying once in safe mode",
         )
-    message = "trying again cannot help"
-    if exhausted and spec.max_restarts == 0:
+    message = f"restarted {spec.max_restarts} times within {spec.window_s:g} s"
+    if spec.on_failure is FailureAction.RESTART:
+        return Decision(Trigger.BACK_OFF, remembered, attempt=_LONGEST, message=message)
+    if spec.max_restarts == 0:
         message = "not restarted: max_restarts = 0"
-    elif exhausted:
-        message = f"restarted {spec.max_restarts} times within {spec.window_s:g} s"
     return Decision(Trigger.FAIL, history, message=message)

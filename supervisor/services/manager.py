@@ -21,8 +21,9 @@ from supervisor.services.logs import LogStore
 from supervisor.services.machine import RESTING, Wanted
 from supervisor.services.process import Exit, signal_number
 from supervisor.services.reload import ServiceDiff, diff
-from supervisor.services.runner import ServiceRunner, Surroundings
+from supervisor.services.runner import ServiceRunner
 from supervisor.services.spec import FailureAction, ServiceSpec
+from supervisor.services.surroundings import Surroundings
 
 _KILL_RESERVE_S = 0.5  # of a stop's time, kept for SIGKILL and the search for strays
 
@@ -40,7 +41,7 @@ class ServiceManager:
     """Runs services.
 
     ``base_environment`` holds no secret. ``released``, ``adjust`` and ``gpu_busy``: see
-    ``runner.Surroundings``. ``launch`` replaces the start of real processes in tests;
+    ``Surroundings``. ``launch`` replaces the start of real processes in tests;
     ``probed`` is told service, kind and seconds of every probe.
     """
 

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import random
 import signal
-from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 import anyio
 
-from supervisor.core.events import EventBus
-from supervisor.core.state import StateStore
 from supervisor.core.status import ServiceState, ServiceStatus, Snapshot
 from supervisor.errors import SpawnError
 from supervisor.services import dependencies
@@ -33,29 +29,10 @@ from supervisor.services.machine import (
 )
 from supervisor.services.process import Exit
 from supervisor.services.spec import ServiceKind, ServiceSpec
+from supervisor.services.surroundings import Surroundings
 
 _RELEASE_WAIT_S = 10.0
 _SAFE_MODE_FLAG = "--disable-all-custom-nodes"
-
-
-@dataclass(frozen=True, slots=True)
-class Surroundings:
-    """What every runner needs from outside.
-
-    ``released`` returns when the GPU memory of the former life was given back.
-    ``adjust`` may return another spec after an exit (a step down the VRAM ladder).
-    ``given_up`` is told of a service that is down for good.
-    """
-
-    state: StateStore
-    bus: EventBus
-    launch: Callable[[ServiceSpec, int, tuple[str, ...]], Awaitable[Life]]
-    note: Callable[[str, str], None]
-    given_up: Callable[[ServiceSpec, Classification, Exit | None], None]
-    rng: random.Random
-    released: Callable[[ServiceSpec], Awaitable[None]] | None = None
-    adjust: Callable[[ServiceSpec, Classification], ServiceSpec | None] | None = None
-    gpu_busy: Callable[[], bool] = lambda: False
 
 
 class ServiceRunner:
@@ -286,8 +263,9 @@ class ServiceRunner:
                 course.ceased_to_be_ready()
                 if course.exit is None:
                     await self._bring_down(life, course)
-                if swept := await life.sweep():
-                    self._around.note(self.spec.name, f"ended {swept} processes it left behind")
+                if left := await life.sweep():
+                    course.left_behind = left
+                    self._around.note(self.spec.name, f"ended {left} processes it left behind")
                 tasks.cancel_scope.cancel()
         finally:
             with anyio.move_on_after(KILL_WAIT_S, shield=True):

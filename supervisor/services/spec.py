@@ -36,9 +36,13 @@ class DependencyCondition(StrEnum):
 
 
 class FailureAction(StrEnum):
-    """What happens when a service is down for good."""
+    """What happens when a service is down for good.
+
+    RESTART: it never is; it goes on trying, at the longest delay.
+    """
 
     IGNORE = "ignore"
+    RESTART = "restart"
     SHUTDOWN = "shutdown"
 
 

@@ -15,10 +15,13 @@ from supervisor.errors import ControlError
 from supervisor.services.spec import (
     Dependency,
     DependencyCondition,
+    ExecProbe,
     FailureAction,
     FileProbe,
+    Liveness,
     Readiness,
     RestartPolicy,
+    RunFirst,
     ServiceSpec,
 )
 from tests.process.pod import running, shell
@@ -127,6 +130,74 @@ async def test_on_failure_shutdown_asks_for_the_exit_code() -> None:
         with anyio.fail_after(30):
             request = await pod.manager.wait_failure()
         assert (request.service, request.code) == ("a", 9)
+
+
+async def test_on_failure_restart_never_gives_up() -> None:
+    spec = shell("a", "exit 9", max_restarts=1, on_failure=FailureAction.RESTART)
+    async with running(spec) as pod:
+        await pod.when("a", lambda s: s.generation > 5)
+        assert "failed" not in pod.states("a")
+
+
+async def test_one_that_puts_itself_into_the_background_is_told_not_to() -> None:
+    spec = shell("a", "sleep 1000 & exit 0", max_restarts=0)
+    async with running(spec) as pod:
+        status = await pod.reaches("a", ServiceState.FAILED)
+        assert "left 1 of its processes running" in status.message
+        assert "foreground" in (status.hint or "")
+
+
+async def test_a_liveness_check_that_fails_during_the_start_changes_nothing(
+    tmp_path: Path,
+) -> None:
+    # Pebble's case: there the check would restart a service that is still starting.
+    asked, ready = tmp_path / "asked", tmp_path / "ready"
+    spec = shell(
+        "a",
+        SLEEP,
+        readiness=Readiness(FileProbe(ready), timeout_s=60, interval_s=0.05),
+        liveness=Liveness(
+            ExecProbe(("/bin/sh", "-c", f"touch {asked}; exit 1")), interval_s=0.01, failures=1
+        ),
+        max_restarts=0,
+    )
+    async with running(spec) as pod:
+        await pod.when("a", lambda s: s.pid is not None)
+        await anyio.sleep(0.5)  # fifty checks, if any were made
+        assert not asked.exists()
+        assert pod["a"].state is ServiceState.STARTING
+        ready.touch()
+        status = await pod.reaches("a", ServiceState.FAILED)
+        assert pod.exits("a") == ["hung"]
+        assert status.generation == 1
+
+
+async def test_nothing_that_is_still_on_its_way_holds_up_the_end(tmp_path: Path) -> None:
+    # Each is stuck at another step of its start; Pebble waited for such ones at shutdown.
+    never = Readiness(FileProbe(tmp_path / "never"), timeout_s=600)
+    slow = Backoff(initial_s=1000, max_s=1000, jitter=False)
+
+    async def released(spec: ServiceSpec) -> None:
+        if spec.name == "gpu":
+            await anyio.sleep_forever()
+
+    specs = [
+        shell("unready", SLEEP, readiness=never),
+        shell("prepared", SLEEP, prepare=(RunFirst(("sleep", "1000"), timeout_s=900),)),
+        shell("waiting", SLEEP, after=(Dependency("unready"),)),
+        shell("delayed", "exit 1", backoff=slow),
+        shell("gpu", "exit 1", max_restarts=1),
+    ]
+    async with running(*specs, released=released) as pod:
+        await pod.when("unready", lambda s: s.pid is not None)
+        await pod.reaches("prepared", ServiceState.STARTING)
+        await pod.reaches("delayed", ServiceState.BACKOFF)
+        await pod.when("gpu", lambda s: s.generation == 2)
+        begun_s = anyio.current_time()
+        await pod.manager.stop_all(60.0)
+        assert anyio.current_time() - begun_s < 30
+        resting = {ServiceState.STOPPED}
+        assert {s.state for s in pod.state.snapshot.services.values()} == resting
 
 
 @pytest.mark.parametrize(

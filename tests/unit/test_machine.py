@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 
 import pytest
 
@@ -20,7 +21,7 @@ from supervisor.services.machine import (
     next_state,
     on_exit,
 )
-from supervisor.services.spec import RestartPolicy, ServiceSpec
+from supervisor.services.spec import FailureAction, RestartPolicy, ServiceSpec
 
 SPEC = ServiceSpec("a", ("x",), max_restarts=3, window_s=100.0, healthy_after_s=30.0)
 CRASH = Ending("exit-code", ready_s=1.0)
@@ -98,9 +99,21 @@ def test_old_restarts_leave_the_window() -> None:
     assert decision.history.restarts == (10.0, 20.0, 105)
 
 
-def test_safe_mode_is_offered_once() -> None:
-    from dataclasses import replace
+def test_one_that_must_not_stay_down_is_tried_for_ever_at_the_longest_delay() -> None:
+    spec = replace(SPEC, max_restarts=2, on_failure=FailureAction.RESTART, safe_mode=True)
+    history, made = History(), []
+    for now_s in range(8):
+        decision = on_exit(spec, history, Ending("crash"), now_s=now_s)
+        history = decision.history
+        made.append((decision.trigger, spec.backoff.ceiling_s(decision.attempt)))
+    assert made[2][0] is Trigger.RETRY  # safe mode comes first
+    assert [delay_s for _, delay_s in made[3:5]] == [1, 2]
+    assert made[5:] == [(Trigger.BACK_OFF, spec.backoff.max_s)] * 3
+    permanent = on_exit(spec, history, Ending("bad-flag", permanent=True), now_s=9)
+    assert permanent.trigger is Trigger.FAIL
 
+
+def test_safe_mode_is_offered_once() -> None:
     spec = replace(SPEC, safe_mode=True)
     full = History(restarts=(0.0, 0.0, 0.0))
     decision = on_exit(spec, full, CRASH, now_s=1)
