@@ -333,6 +333,12 @@ def _host(snapshot: Snapshot) -> Iterator[Metric]:
     yield _gauge(
         "supervisor_disk_free_bytes",
         "Free space of each mount.",
-        {(mount,): free for mount, free in host.disks.items()},
+        {(mount,): disk.free_bytes for mount, disk in host.disks.items()},
         "mount",
+    )
+    yield _gauge(
+        "supervisor_service_memory_bytes",
+        "Resident memory of the service's process group.",
+        {(name,): size for name, size in host.service_memory_bytes.items()},
+        "service",
     )

@@ -125,6 +125,11 @@ class Components:
         if sighting.rule.code == "cuda-oom":
             self.ladder.job_failed()
 
+    async def monitor(self) -> None:
+        """Watch what the pod uses."""
+        monitoring = await _load("supervisor.app.monitoring")
+        await monitoring.monitor(self._base)
+
     async def watch_idle(self) -> None:
         """Stop the pod when nobody uses it."""
         idling = await _load("supervisor.app.idling")

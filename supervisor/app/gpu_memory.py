@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import anyio
@@ -36,6 +37,8 @@ class GpuMemory:
         free = device.memory_free_bytes if device else None
         self._used_at_boot_bytes = device.memory_total_bytes - free if device and free else None
         self._sampler = GpuSampler()
+        # NVML is used by one thread at a time; one that hangs is left behind, and no second made.
+        self._limiter = anyio.CapacityLimiter(1)
         self._utilization_ratio = 0.0
 
     def busy(self) -> bool:
@@ -58,16 +61,17 @@ class GpuMemory:
             await anyio.sleep(_POLL_S)
 
     async def sample(self) -> GpuSample | None:
-        """Look at the card; None when NVML does not answer in time."""
-        with anyio.move_on_after(self._timeout_s):
-            try:
-                samples = await anyio.to_thread.run_sync(
-                    self._sampler.sample, abandon_on_cancel=True
-                )
-            except HardwareError:
-                return None
-            if self._index < len(samples):
-                sample = samples[self._index]
-                self._utilization_ratio = sample.utilization_ratio or 0.0
-                return sample
-        return None
+        """Look at ComfyUI's card; None when NVML does not answer in time."""
+        samples = await self.samples()
+        return samples[self._index] if self._index < len(samples) else None
+
+    async def samples(self) -> tuple[GpuSample, ...]:
+        """Look at all cards; empty when NVML does not answer in time."""
+        found: tuple[GpuSample, ...] = ()
+        with anyio.move_on_after(self._timeout_s), suppress(HardwareError):
+            found = await anyio.to_thread.run_sync(
+                self._sampler.sample, abandon_on_cancel=True, limiter=self._limiter
+            )
+        mine = found[self._index] if self._index < len(found) else None
+        self._utilization_ratio = (mine.utilization_ratio or 0.0) if mine else 0.0
+        return found

@@ -111,15 +111,15 @@ def _addresses(base: Essentials) -> Addresses:
     comfyui, jupyter = specs.get(ServiceKind.COMFYUI), specs.get(ServiceKind.JUPYTER)
     token = settings.jupyter.token
     return Addresses(
-        comfyui=_address(comfyui),
-        jupyter=_address(jupyter),
+        comfyui=address_of(comfyui),
+        jupyter=address_of(jupyter),
         jupyter_token=token.get_secret_value() if token else base.boot.generated.jupyter_token,
         ssh_port=settings.ssh.port,
         page_port=comfyui.port if comfyui is not None and settings.idle.pages_count else None,
     )
 
 
-def _address(spec: ServiceSpec | None) -> str | None:
+def address_of(spec: ServiceSpec | None) -> str | None:
     """Where a service answers the supervisor: as its readiness probe asks it."""
     probe = spec.readiness.probe if spec is not None and spec.readiness else None
     if not isinstance(probe, HttpProbe):

@@ -117,6 +117,7 @@ class Pod:
                     manager=self.manager,
                     reloader=self.reloader,
                     ladder=self.ladder,
+                    gpu_memory=self.gpu_memory,
                     shutdown=self.shutdown,
                 )
             )
@@ -138,6 +139,7 @@ class Pod:
                     infra.start_soon(self._part, "facts", self.components.late_facts)
                     infra.start_soon(self._part, "diagnosis", self.components.diagnose)
                     infra.start_soon(self._part, "ladder", self.components.ladder.run)
+                    infra.start_soon(self._part, "monitor", self.components.monitor)
                     infra.start_soon(self._watch_failure)
                     infra.start_soon(self._mark_ready)
                     if self.boot.settings.idle.enabled:

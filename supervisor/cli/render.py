@@ -290,7 +290,8 @@ def _host(status: Mapping[str, Any], paint: Paint) -> Iterator[str]:
         parts.append(f"memory {gib(host['memory_used_bytes'])}{of}")
     if host.get("comfyui_queue_length") is not None:
         parts.append(f"queue {host['comfyui_queue_length']}")
-    parts += [f"{clean(m)} {size(free)} free" for m, free in (host.get("disks") or {}).items()]
+    disks = (host.get("disks") or {}).items()
+    parts += [f"{clean(mount)} {size(disk['free_bytes'])} free" for mount, disk in disks]
     if parts:
         yield _line(paint, "host", "  ".join(parts))
     if idle.get("enabled"):

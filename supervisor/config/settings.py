@@ -453,12 +453,15 @@ class IdleSection(Section):
 
 
 class AlertsSection(Section):
-    """Thresholds in percent."""
+    """Limits beyond which an alert is raised."""
 
     cpu_percent: Percent = Field(80.0, description="CPU of the container's share.")
     memory_percent: Percent = Field(85.0, description="Memory of the container's limit.")
     disk_percent: Percent = Field(90.0, description="Use of the workspace's disk.")
     gpu_memory_percent: Percent = Field(95.0, description="VRAM use.")
+    gpu_temperature_celsius: float = Field(87.0, gt=0, description="Temperature of a GPU.")
+    comfyui_response_s: float = Field(5.0, gt=0, description="Time of ComfyUI's answer.")
+    queue_length: int = Field(0, ge=0, description="Jobs waiting in ComfyUI; 0 never alerts.")
     interval_s: Annotated[float, Field(ge=1)] = Field(5.0, description="Pause between samples.")
     webhook: SecretStr | None = Field(None, description="URL that alerts are posted to.")
 

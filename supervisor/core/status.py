@@ -78,7 +78,6 @@ class ServiceStatus:
     url: str | None = None
     restart_reasons: Mapping[str, int] = field(default_factory=dict)
     log_bytes_dropped: int = 0
-    memory_bytes: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,6 +174,7 @@ class GpuDeviceStatus:
     compute_capability: str | None = None
     utilization_ratio: float | None = None
     temperature_celsius: float | None = None
+    throttle_reasons: tuple[str, ...] = ()
     mig: bool = False
 
 
@@ -195,6 +195,15 @@ class GpuStatus:
 
 
 @dataclass(frozen=True, slots=True)
+class DiskStatus:
+    """One mount. ``full_in_s``: at the pace of the last minute; None = it does not fill."""
+
+    free_bytes: int
+    total_bytes: int
+    full_in_s: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class HostStatus:
     """The container's share of the machine, sampled. Ratios are 0..1 of the limit."""
 
@@ -202,7 +211,8 @@ class HostStatus:
     cpu_limit: float | None = None
     memory_used_bytes: int | None = None
     memory_limit_bytes: int | None = None
-    disks: Mapping[str, int] = field(default_factory=dict)  # mount → free bytes
+    disks: Mapping[str, DiskStatus] = field(default_factory=dict)  # by mount point
+    service_memory_bytes: Mapping[str, int] = field(default_factory=dict)  # resident, by service
     storage_mode: str | None = None
     comfyui_queue_length: int | None = None
     comfyui_response_s: float | None = None

@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable
-
-import anyio
-import anyio.abc
+from dataclasses import replace
 
 from supervisor.config.settings import AlertsSection
 from supervisor.core.clock import iso_utc, wall_time_s
 from supervisor.core.events import EventBus, Severity
 from supervisor.core.state import StateStore
-from supervisor.core.status import Alert, Snapshot
-from supervisor.monitor.rules import Rule, RuleState, step
+from supervisor.core.status import Alert
+from supervisor.monitor.rules import RuleState, step
+from supervisor.monitor.watches import Watch, watches
+
+log = logging.getLogger("supervisor.monitor")
 
 
 class Alerts:
-    """Judges the readings of the snapshot every ``interval_s`` of the section."""
+    """Judges the readings of the snapshot, whenever ``check`` is called."""
 
     def __init__(
         self,
@@ -32,55 +34,44 @@ class Alerts:
         self._bus = bus
         self._clock = clock
         self._known: dict[str, RuleState] = {}
-
-    async def run(
-        self, *, task_status: anyio.abc.TaskStatus[None] = anyio.TASK_STATUS_IGNORED
-    ) -> None:
-        """Judge until cancelled."""
-        task_status.started()
-        while True:
-            self.check()
-            await anyio.sleep(self._settings.interval_s)
+        self._raised: dict[str, Alert] = {}
 
     def check(self) -> None:
         """Judge the readings as they are now."""
-        seen = readings(self._state.snapshot)
-        for name in seen.keys() | self._known.keys():
+        now_s = self._clock()
+        seen = {w.rule.name: w for w in watches(self._state.snapshot, self._settings)}
+        for name, watch in seen.items():
             before = self._known.get(name, RuleState())
-            rule = Rule(name, threshold=self._threshold(name))
-            value = seen.get(name)
-            after = self._known[name] = step(rule, before, value, self._clock())
-            if after.firing != before.firing and value is not None:
-                self._change(name, value, rule.threshold, raised=after.firing)
+            after = self._known[name] = step(watch.rule, before, watch.value, now_s)
+            if after.firing and watch.value is not None:
+                self._raise(watch, new=not before.firing)
+            elif before.firing and not after.firing:
+                self._clear(name)
+        # A mount, a card or a limit that is gone cannot be over its limit.
+        for name in self._raised.keys() - seen.keys():
+            self._known.pop(name, None)
+            self._clear(name)
+        self._state.update(alerts=tuple(self._raised.values()))
 
-    def _threshold(self, name: str) -> float:
-        section = self._settings
-        percent = {"cpu": section.cpu_percent, "memory": section.memory_percent}
-        return percent.get(name, section.gpu_memory_percent) / 100
-
-    def _change(self, name: str, value: float, threshold: float, *, raised: bool) -> None:
-        message = f"{name} at {value:.0%}, the limit is {threshold:.0%}"
-        others = tuple(a for a in self._state.snapshot.alerts if a.name != name)
-        alert = Alert(name, message, since=iso_utc(wall_time_s()))
-        self._state.update(alerts=(*others, alert) if raised else others)
+    def _raise(self, watch: Watch, *, new: bool) -> None:
+        name = watch.rule.name
+        if not new and name in self._raised:  # the numbers in it follow the reading
+            self._raised[name] = replace(self._raised[name], message=watch.message)
+            return
+        self._raised[name] = Alert(
+            name, watch.message, watch.severity, watch.hint, since=iso_utc(wall_time_s())
+        )
+        log.warning("%s (hint: %s)", watch.message, watch.hint)
         self._bus.publish(
-            "alert.raised" if raised else "alert.cleared",
-            message,
-            severity=Severity.WARNING if raised else Severity.INFO,
+            "alert.raised",
+            watch.message,
+            severity=Severity(watch.severity),
             subject=name,
-            ratio=round(value, 3),
+            hint=watch.hint,
         )
 
-
-def readings(snapshot: Snapshot) -> dict[str, float]:
-    """Ratios of the limits, 0..1, by the alert's name; what is unknown is left out."""
-    host = snapshot.host
-    found: dict[str, float] = {}
-    if host.cpu_ratio is not None:
-        found["cpu"] = host.cpu_ratio
-    if host.memory_used_bytes is not None and host.memory_limit_bytes:
-        found["memory"] = host.memory_used_bytes / host.memory_limit_bytes
-    for gpu in snapshot.gpu.devices:
-        if gpu.memory_used_bytes is not None and gpu.memory_total_bytes:
-            found[f"gpu{gpu.index}-memory"] = gpu.memory_used_bytes / gpu.memory_total_bytes
-    return found
+    def _clear(self, name: str) -> None:
+        alert = self._raised.pop(name)
+        message = f"over: {alert.message[0].lower()}{alert.message[1:]}"
+        log.info("%s", message)
+        self._bus.publish("alert.cleared", message, subject=name)

@@ -15,6 +15,7 @@ from supervisor.core.status import (
     Advice,
     Alert,
     BootStatus,
+    DiskStatus,
     DownloadFileStatus,
     DownloadsStatus,
     DownloadState,
@@ -70,7 +71,9 @@ def pod() -> StateStore:
             )
         ),
         sync=SyncStatus(True, "s3://b", 2, 10, 1, last_error=EVIL),
-        host=HostStatus(cpu_ratio=0.5, memory_used_bytes=1, memory_limit_bytes=2, disks={EVIL: 5}),
+        host=HostStatus(
+            cpu_ratio=0.5, memory_used_bytes=1, memory_limit_bytes=2, disks={EVIL: DiskStatus(5, 9)}
+        ),
         idle=IdleStatus(True, 300, 3600),
         alerts=(Alert("disk", f"full {EVIL}"),),
         advice=(Advice("x", EVIL, link="javascript:alert(1)"),),

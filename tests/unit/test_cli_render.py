@@ -10,6 +10,7 @@ from supervisor.cli.render import Paint, duration, fold, render_status, size
 from supervisor.core.status import (
     Advice,
     Alert,
+    DiskStatus,
     DownloadFileStatus,
     DownloadsStatus,
     DownloadState,
@@ -75,7 +76,9 @@ FULL = Snapshot(
     sync=SyncStatus(
         True, "s3://b/outputs", 2, 10, 1, last_error="refused", hint="look at R2_BUCKET"
     ),
-    host=HostStatus(cpu_ratio=0.25, memory_used_bytes=2**31, disks={"/workspace": 10**10}),
+    host=HostStatus(
+        cpu_ratio=0.25, memory_used_bytes=2**31, disks={"/workspace": DiskStatus(10**10, 10**11)}
+    ),
     idle=IdleStatus(True, 300, 3600, ()),
     alerts=(Alert("disk", "disk is 95 % full"),),
     advice=(Advice("x", "use SDPA", hint="--use-pytorch", count=4),),

@@ -18,6 +18,7 @@ from supervisor.core.state import StateStore
 from supervisor.core.status import (
     Alert,
     BootStatus,
+    DiskStatus,
     DownloadFileStatus,
     DownloadsStatus,
     DownloadState,
@@ -45,7 +46,7 @@ supervisor_gpu_temperature_celsius{gpu}, supervisor_comfyui_queue_length,
 supervisor_comfyui_response_seconds, supervisor_cpu_ratio, supervisor_memory_used_bytes,
 supervisor_memory_limit_bytes, supervisor_disk_free_bytes{mount}, supervisor_idle_seconds,
 supervisor_alert_active{alert},
-supervisor_advice_total{code}
+supervisor_advice_total{code}, supervisor_service_memory_bytes{service}
 """
 FULL = Snapshot(
     version="1.2.3",
@@ -72,7 +73,8 @@ FULL = Snapshot(
         cpu_ratio=0.25,
         memory_used_bytes=10,
         memory_limit_bytes=20,
-        disks={"/workspace": 30},
+        disks={"/workspace": DiskStatus(30, 100)},
+        service_memory_bytes={"comfyui": 40},
         comfyui_queue_length=2,
         comfyui_response_s=0.1,
     ),
@@ -151,7 +153,7 @@ def test_what_is_not_known_is_left_out() -> None:
 
 
 def test_labels_are_escaped() -> None:
-    evil = Snapshot(host=HostStatus(disks={'/a"b\\c\nd': 1}))
+    evil = Snapshot(host=HostStatus(disks={'/a"b\\c\nd': DiskStatus(1, 2)}))
     assert scrape(evil)['supervisor_disk_free_bytes{mount=/a"b\\c\nd}'] == 1
 
 

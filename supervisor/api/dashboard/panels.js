@@ -111,7 +111,8 @@ export function services(snapshot, act) {
     buttons.querySelector("[data-action=start]").hidden = !resting;
     buttons.querySelector("[data-action=restart]").hidden = resting;
     buttons.querySelector("[data-action=stop]").hidden = resting;
-    replace(why, [service, service.ready && ago(service.since)], () => story(service));
+    const memory = snapshot.host.service_memory_bytes[service.name];
+    replace(why, [service, service.ready && ago(service.since), memory], () => story(service, memory));
   });
 }
 
@@ -121,13 +122,13 @@ function ending({ signal, code }) {
 }
 
 /** Why a service is in its state: its sentence, what to do, how it ended last. */
-function story(service) {
+function story(service, memory) {
   const last = service.last_exit;
   const ended = last && ["backoff", "failed", "unhealthy"].includes(service.state);
   const quiet = [];
   if (service.ready && ago(service.since)) quiet.push(`up for ${ago(service.since)}`);
   if (service.restarts) quiet.push(`${service.restarts} ${service.restarts === 1 ? "restart" : "restarts"}`);
-  if (service.memory_bytes) quiet.push(gib(service.memory_bytes));
+  if (memory) quiet.push(gib(memory));
   if (service.pid) quiet.push(`pid ${service.pid}`);
   if (!service.required && !service.ready) quiet.push("not required");
   return [
@@ -168,6 +169,7 @@ function card(device) {
     make("p", { class: "device" }, device.name, device.temperature_celsius != null ? ` · ${device.temperature_celsius.toFixed(0)} °C` : ""),
     level({ label: "Memory", value: used == null ? gib(total) : `${gib(used)} of ${gib(total)}`, ratio: used == null ? 0 : used / total, state: worry((used ?? 0) / total, 0.9, 0.97) }),
     device.utilization_ratio != null ? level({ label: "Use", value: percent(device.utilization_ratio), ratio: device.utilization_ratio }) : null,
+    device.throttle_reasons.length ? make("p", { class: "quiet" }, `Slowed down: ${list(device.throttle_reasons)}.`) : null,
     values.length > 2 ? spark(values, "GPU use over the last minutes") : null,
   ];
 }
@@ -189,7 +191,7 @@ export function host(snapshot) {
     (history.get("cpu") ?? []).length > 2 ? spark(history.get("cpu"), "CPU use over the last minutes") : null,
     memory != null ? level({ label: "Memory", value: limit ? `${gib(memory)} of ${gib(limit)}` : gib(memory), ratio: limit ? memory / limit : 0, state: worry(limit ? memory / limit : 0, 0.85) }) : null,
     facts([
-      ...Object.entries(found.disks).map(([mount, free]) => [mount, `${size(free)} free`]),
+      ...Object.entries(found.disks).map(([mount, disk]) => [mount, `${size(disk.free_bytes)} of ${size(disk.total_bytes)} free${disk.full_in_s != null && disk.full_in_s < 3600 ? `, full in ${Math.ceil(disk.full_in_s / 60)} min` : ""}`]),
       ["Storage", found.storage_mode],
       ["Jobs in ComfyUI", found.comfyui_queue_length],
       ["ComfyUI answers in", found.comfyui_response_s != null ? `${Math.round(found.comfyui_response_s * 1000)} ms` : ""],
