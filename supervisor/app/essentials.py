@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from supervisor.app.boot import Boot
-    from supervisor.app.ladder import Ladder
     from supervisor.app.gpu_memory import GpuMemory
+    from supervisor.app.ladder import Ladder
     from supervisor.app.reload import Reloader
     from supervisor.core.events import EventBus
     from supervisor.core.state import StateStore
