@@ -107,6 +107,7 @@ async def house(settings: Settings) -> AsyncIterator[House]:
         manager=cast("Any", manager),
         reloader=cast("Any", None),
         ladder=ladder,
+        gpu_memory=cast("Any", None),
         shutdown=lambda _reason: None,
     )
     control = LadderControl(parts)
