@@ -23,6 +23,8 @@ if TYPE_CHECKING:  # importing typing takes as long as the rest together
     from collections.abc import Callable, Iterator, Sequence
     from typing import NoReturn
 
+    from supervisor.terminal import Terminal
+
 LEFTOVER_GRACE_S = 2.0
 """What the child leaves behind has so long between SIGTERM and SIGKILL."""
 
@@ -96,7 +98,9 @@ def run_command(command: Sequence[str], *, group: bool = True, setsid: bool = Tr
         raise ValueError("run_command needs a program to run")
     mask = _block_signals()
     _adopt_orphans()
-    terminal = _Terminal(setsid=setsid)
+    from supervisor.terminal import Terminal  # noqa: PLC0415 - the supervisor needs none
+
+    terminal = Terminal(setsid=setsid)
     pid = os.fork()
     if pid == 0:
         terminal.enter_child()
@@ -147,7 +151,7 @@ def _adopt_orphans() -> Callable[[int, int], int] | None:
 class _Init:
     """The loop: wait for a signal, forward it or reap, until the child is gone."""
 
-    def __init__(self, pid: int, *, group: bool = False, terminal: _Terminal | None = None) -> None:
+    def __init__(self, pid: int, *, group: bool = False, terminal: Terminal | None = None) -> None:
         self._pid = pid
         self._group = group
         self._terminal = terminal
@@ -227,73 +231,6 @@ class _Init:
             except ProcessLookupError:
                 # It has not made its group yet; its signals wait until it has.
                 os.kill(self._pid, number)
-
-
-class _Terminal:
-    """The controlling terminal, if standard input is one, on its way to the child.
-
-    A session leader gives its terminal up, so that the child's new session can have it.
-    Under a shell the session is the shell's: there the child becomes the foreground group,
-    and when it is stopped (Ctrl-Z) the init stops too, for the shell to take over.
-    """
-
-    def __init__(self, *, setsid: bool) -> None:
-        self.own_session = setsid
-        self.shell_above = False
-        self._own_group = os.getpgrp()
-        self._in_front = False
-        self._given_up = False
-        try:
-            front = os.tcgetpgrp(0)
-        except OSError:
-            return  # not a terminal, or not the one that controls this session
-        if setsid and os.getsid(0) == os.getpid():
-            self._give_up()
-        else:
-            self.own_session = False
-            self._in_front = front == self._own_group
-            self.shell_above = os.getpid() != 1
-
-    def enter_child(self) -> None:
-        """In the child: make its session or group, and take the terminal."""
-        if not self.own_session:
-            os.setpgid(0, 0)
-            self._put_in_front(os.getpid())
-            return
-        os.setsid()
-        if self._given_up:
-            import fcntl  # noqa: PLC0415 - only with a terminal
-            import termios  # noqa: PLC0415
-
-            with suppress(OSError):
-                fcntl.ioctl(0, termios.TIOCSCTTY, 0)
-
-    def give(self, group: int) -> None:
-        """Hand the foreground on to ``group``, if the shell has just made it ours."""
-        if not self.own_session:
-            with suppress(OSError):
-                self._in_front = os.tcgetpgrp(0) == self._own_group
-                self._put_in_front(group)
-
-    def take_back(self) -> None:
-        """Make our own group the foreground again, if the child had it from us."""
-        self._put_in_front(self._own_group)
-
-    def _put_in_front(self, group: int) -> None:
-        if self._in_front:
-            with suppress(OSError):
-                os.tcsetpgrp(0, group)  # allowed from the background: SIGTTOU is blocked
-
-    def _give_up(self) -> None:
-        import fcntl  # noqa: PLC0415 - only with a terminal
-        import termios  # noqa: PLC0415
-
-        with suppress(OSError):
-            fcntl.ioctl(0, termios.TIOCNOTTY)
-            self._given_up = True
-            # The kernel tells the foreground group that it lost the terminal: not a request.
-            for number in (signal.SIGHUP, signal.SIGCONT):
-                signal.sigtimedwait({number}, 0)
 
 
 def _next_signal(deadline: float | None) -> int | None:
