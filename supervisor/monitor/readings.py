@@ -6,7 +6,7 @@ Sources: cgroup-v2.rst, cgroup-v1/memory.rst, cgroup-v1/cpuacct.rst, proc(5).
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -25,8 +25,15 @@ class Reading:
     group_memory_bytes: Mapping[int, int] = field(default_factory=dict)
 
 
-def read(system_root: Path = Path("/")) -> Reading:
-    """Read all counters; of the machine where there is no cgroup for them."""
+def read(
+    system_root: Path = Path("/"),
+    groups: Collection[int] = (),
+    group_of: Callable[[int], int] = os.getpgid,
+) -> Reading:
+    """Read all counters; of the machine where there is no cgroup for them.
+
+    ``groups`` are the process groups whose memory is wanted.
+    """
     received, sent = _network(system_root)
     cpu_s, memory = _cgroup_cpu(system_root), _cgroup_memory(system_root)
     return Reading(
@@ -34,7 +41,7 @@ def read(system_root: Path = Path("/")) -> Reading:
         memory_bytes=memory if memory is not None else _machine_memory(system_root),
         received_bytes=received,
         sent_bytes=sent,
-        group_memory_bytes=_groups(system_root),
+        group_memory_bytes=_group_memory(system_root, groups, group_of),
     )
 
 
@@ -97,20 +104,21 @@ def _network(system_root: Path) -> tuple[int, int]:
     return received, sent
 
 
-def _groups(system_root: Path) -> dict[int, int]:
+def _group_memory(
+    system_root: Path, groups: Collection[int], group_of: Callable[[int], int]
+) -> dict[int, int]:
     """Resident bytes per process group; pages that processes share count in each."""
     found: dict[int, int] = {}
-    try:
-        names = os.listdir(system_root / "proc")  # noqa: PTH208 - names only, and often
-    except OSError:
-        return found
-    for name in names:
-        if not name.isdigit():
+    for name in os.listdir(system_root / "proc") if groups else ():  # noqa: PTH208 - names only
+        try:
+            group = group_of(int(name)) if name.isdigit() else None
+        except ProcessLookupError:
             continue
-        fields = _text(system_root / "proc" / name / "stat").rpartition(")")[2].split()
-        if len(fields) > 21:
-            group = int(fields[2])
-            found[group] = found.get(group, 0) + int(fields[21]) * _PAGE_BYTES
+        if group is None or group not in groups:
+            continue
+        fields = _text(system_root / "proc" / name / "statm").split()
+        if len(fields) > 1:
+            found[group] = found.get(group, 0) + int(fields[1]) * _PAGE_BYTES
     return found
 
 

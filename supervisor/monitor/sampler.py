@@ -86,8 +86,9 @@ class Sampler:
 
     async def sample(self) -> None:
         """Take one sample."""
-        reading = await anyio.to_thread.run_sync(read, self._root)
-        host = self._host(anyio.current_time(), reading)
+        pids = self._pids()
+        reading = await anyio.to_thread.run_sync(read, self._root, frozenset(pids.values()))
+        host = self._host(anyio.current_time(), reading, pids)
         host = replace(host, disks=await self._look_at_disks())
         queue, response_s = await self._ask_comfyui()
         host = replace(host, comfyui_queue_length=queue, comfyui_response_s=response_s)
@@ -97,15 +98,13 @@ class Sampler:
         if self._read_gpu is not None:
             self._show_gpu(await self._read_gpu())
 
-    def _host(self, now_s: float, reading: Reading) -> HostStatus:
+    def _host(self, now_s: float, reading: Reading, pids: Mapping[str, int]) -> HostStatus:
         memory = reading.group_memory_bytes
         host = HostStatus(
             cpu_limit=self._limits.cpu,
             memory_used_bytes=reading.memory_bytes,
             memory_limit_bytes=self._limits.memory_bytes,
-            service_memory_bytes={
-                name: memory[pid] for name, pid in self._pids().items() if pid in memory
-            },
+            service_memory_bytes={name: memory[pid] for name, pid in pids.items() if pid in memory},
         )
         before, self._before = self._before, (now_s, reading)
         if before is None or now_s <= before[0]:

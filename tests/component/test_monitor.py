@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 from pathlib import Path
 from typing import Any
 
@@ -60,12 +61,12 @@ async def test_counters(tmp_path: Path, files: dict[str, str], memory: int) -> N
 async def test_counters_of_this_machine_grow() -> None:
     first = read()
     sum(range(2_000_000))
-    second = read()
+    second = read(groups={os.getpgrp()})
     assert first.cpu_s is not None
     assert second.cpu_s is not None
     assert second.cpu_s > first.cpu_s
     assert second.memory_bytes
-    assert second.group_memory_bytes
+    assert second.group_memory_bytes[os.getpgrp()] > 2**20
 
 
 def state_of(total: int) -> StateStore:
@@ -75,8 +76,8 @@ def state_of(total: int) -> StateStore:
 
 async def test_a_sample(tmp_path: Path) -> None:
     net = "a\nb\n lo: 9 0 0 0 0 0 0 0 9\n eth0: 700 0 0 0 0 0 0 0 300\n"
-    stat = "12 (a b) S 1 12 12 " + " ".join(["0"] * 17) + " 3 0\n"
-    _write(tmp_path, {**V2, "proc/net/dev": net, "proc/12/stat": stat})
+    own = os.getpgrp()
+    _write(tmp_path, {**V2, "proc/net/dev": net, f"proc/{own}/statm": "9 3 1 0 0 0 0\n"})
     state = state_of(100)
     gpu = [GpuSample(index=0, memory_used_bytes=60, throttle_reasons=("power brake",))]
 
@@ -93,7 +94,7 @@ async def test_a_sample(tmp_path: Path) -> None:
     sampler = Sampler(
         state=state,
         read_gpu=samples,
-        pids=lambda: {"comfyui": 12},
+        pids=lambda: {"comfyui": own},
         comfyui_url=f"http://127.0.0.1:{port}/prompt",
         disks=[tmp_path, tmp_path / "gone"],
         limits=Limits(2.0, 1000),
@@ -113,7 +114,7 @@ async def test_a_sample(tmp_path: Path) -> None:
     assert host.memory_used_bytes == 600
     assert host.comfyui_queue_length == 3
     assert host.comfyui_response_s is not None
-    assert host.service_memory_bytes["comfyui"] > 0
+    assert host.service_memory_bytes["comfyui"] == 3 * os.sysconf("SC_PAGE_SIZE")
     assert list(host.disks) == [str(tmp_path)]
     assert 0 < host.disks[str(tmp_path)].free_bytes <= host.disks[str(tmp_path)].total_bytes
     assert (device.memory_free_bytes, device.throttle_reasons) == (40, ("power brake",))
