@@ -152,7 +152,7 @@ class Program:
             cors=self.options.enable_cors_header,
             max_upload_bytes=int(self.options.max_upload_size * 1024 * 1024),
         )
-        server.reboot = self.reboot
+        server.reboot, server.log = self.reboot, self.log
         if self.switches.jobs_out_of_memory and self.switches.armed(sys.argv):
             server.queue.out_of_memory = lambda: self.log(JOB_OUT_OF_MEMORY, RED)
         runner = web.AppRunner(server.application(), handle_signals=False, access_log=None)

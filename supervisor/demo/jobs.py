@@ -49,10 +49,22 @@ class InvalidPromptError(Exception):
         self, kind: str, message: str, details: str = "", node_errors: dict[str, Any] | None = None
     ) -> None:
         super().__init__(message)
-        self.body = {
+        self.body: dict[str, Any] = {
             "error": {"type": kind, "message": message, "details": details, "extra_info": {}},
             "node_errors": node_errors or {},
         }
+
+    def log_lines(self) -> Iterator[str]:
+        """What ComfyUI prints when it refuses a prompt (execution.py, server.py)."""
+        nodes = self.body["node_errors"]
+        for output in dict.fromkeys(o for n in nodes.values() for o in n["dependent_outputs"]):
+            yield f"Failed to validate prompt for output {output}:"
+        for node, found in nodes.items():
+            yield f"* {found['class_type']} {node}:"
+            yield from (f"  - {e['message']}: {e['details']}" for e in found["errors"])
+        if nodes:
+            yield "Output will be ignored"
+        yield f"invalid prompt: {self.body['error']}"
 
 
 class OutOfMemoryError(Exception):

@@ -39,6 +39,7 @@ class ComfyUIServer:
     outbox: list[tuple[str | None, dict[str, Any]]] = field(default_factory=list)
     reboot: Callable[[], None] = field(default=lambda: None)
     notify: Callable[[], None] = field(default=lambda: None)
+    log: Callable[[str], None] = field(default=lambda _text: None)
 
     def __post_init__(self) -> None:
         self.queue = JobQueue(self.folders, self.push, self.step_s, self.video_s)
@@ -164,6 +165,7 @@ class ComfyUIServer:
         try:
             job = self.queue.submit(await _body(request))
         except InvalidPromptError as error:
+            self.log("\n".join(error.log_lines()))
             return web.json_response(error.body, status=400)
         answer = {"prompt_id": job.prompt_id, "number": job.number, "node_errors": {}}
         return web.json_response(answer)
