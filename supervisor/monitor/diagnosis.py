@@ -118,7 +118,7 @@ class Diagnosis:
         if case is None:
             if len(self._cases) >= MOST_ADVICE:
                 return None
-            case = _Case(rule, service, now_s, now_s, run, context, groups)
+            case = _Case(rule, service, now_s, now_s, run, context, dict(groups))
             self._cases[rule.code, service] = case
         case.last_s, case.run, case.context = now_s, run, context
         case.groups.update(groups)

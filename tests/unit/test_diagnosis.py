@@ -34,6 +34,7 @@ EXPECTED = {
     "driver-too-old": ["570.86.15", "12.8", "2.7.1+cu128"],
     "dynamic-vram-off": ["2.7.1+cu128", "2.8"],
     "ffmpeg-missing": ["ffmpeg"],
+    "frontend-missing": ["comfyui-frontend-package", "requirements.txt"],
     "gated-model": ["HF_TOKEN"],
     "library-missing": ["libOpenGL.so.0, libGL.so.1", "libgl1"],
     "lora-mismatch": ["LoRA"],
@@ -58,9 +59,12 @@ EXPECTED = {
     "ram-full": ["RAM (not VRAM)"],
     "result-too-large": ["FORCE_S3_VIDEO"],
     "sage-attention": ["NVIDIA A10", "8.6", "--use-pytorch-cross-attention"],
+    "sage-attention-failing": ["SM80 kernel is not available"],
     "sage-attention-missing": ["--use-sage-attention", "sageattention"],
+    "sage-kernel-missing": ["NVIDIA A10"],
+    "shapes-mismatch": ["text encoder"],
     "torch-abi": ["flash_attn_2_cuda.cpython-312-x86_64-linux-gnu.so"],
-    "torchvision-mismatch": ["2.7.1+cu128"],
+    "torch-mismatch": ["2.7.1+cu128"],
     "vae-tiled": ["tiles"],
     "vram-taken": ["12738.98 MB"],
     "websocket-timeout": ["websocket"],
@@ -100,6 +104,44 @@ def test_posted_logs_are_understood(name: str) -> None:
     assert "unknown" not in told
     assert advice.link == f"docs/troubleshooting.md#{advice.code}"
     assert advice.service == "comfyui"
+
+
+# What the logs of deaths (tests/unit/data/logs, most of them of real programs) give away.
+DEATHS = {
+    "comfyui-assets-in-use": ["database-locked"],
+    "comfyui-cuda-allocation": ["cuda-oom"],
+    "comfyui-cuda-allocation-short": ["cuda-oom"],
+    "comfyui-cuda-assert": ["cuda-fault"],
+    "comfyui-cuda-error": ["cuda-fault"],
+    "comfyui-cuda-oom": ["cuda-oom"],
+    "comfyui-cuda-oom-2023": ["cuda-oom"],
+    "comfyui-cuda-oom-2024": ["cuda-oom"],
+    "comfyui-cuda-oom-driver": ["cuda-oom"],
+    "comfyui-database-in-use": ["database-locked"],
+    "comfyui-database-locked": ["database-locked"],
+    "comfyui-disk-full": ["disk-full"],
+    "comfyui-disk-full-database": ["disk-full"],
+    "comfyui-driver-too-old": ["driver-too-old"],
+    "comfyui-host-memory": ["ram-full", "torch-mismatch"],
+    "comfyui-missing-module": ["module-missing"],
+    "comfyui-no-driver": ["no-gpu"],
+    "comfyui-no-kernel": ["no-kernel-image"],
+    "comfyui-port-taken": ["port-taken", "torch-mismatch"],
+    "comfyui-segfault": ["torch-mismatch"],
+    "sshd-port-taken": ["port-taken"],
+}
+
+
+def test_logs_of_deaths_are_understood_too() -> None:
+    folder = Path(__file__).parent / "data" / "logs"
+    found = {}
+    for path in sorted(folder.glob("*.log")):
+        diagnosis = Diagnosis(BOOK)
+        service = path.stem.split("-")[0]
+        look(diagnosis, path.read_text(encoding="utf-8"), service=service)
+        if codes := sorted(advice.code for advice in diagnosis.advice()):
+            found[path.stem] = codes
+    assert found == DEATHS
 
 
 def test_a_log_without_trouble_gives_no_advice() -> None:
@@ -172,6 +214,17 @@ def test_names_are_collected_and_only_some_shown() -> None:
     (advice,) = diagnosis.advice()
     assert "Node0, Node1, Node2, Node3 and 16 more" in advice.message
     assert advice.count == MOST_SUBJECTS * 2
+
+
+def test_each_sighting_keeps_its_own_words() -> None:
+    diagnosis = Diagnosis(BOOK)
+    found = diagnosis.examine(
+        read("missing-model"), service="comfyui", run=1, now_s=0.0, context=PLAIN
+    )
+    assert [(s.subject, s.groups["model"]) for s in found] == [
+        ("instantid-controlnet.safetensors", "instantid-controlnet.safetensors"),
+        ("v1-5-pruned-emaonly-fp16.safetensors", "v1-5-pruned-emaonly-fp16.safetensors"),
+    ]
 
 
 def test_commands_that_fetch_are_shown() -> None:
