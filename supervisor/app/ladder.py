@@ -71,7 +71,7 @@ class Ladder:
             return None
         self._plan = lower
         rung = "; ".join(lower.gpu.ladder_reasons)
-        reason = f"step {self.step}, {rung} (because {cause})"
+        reason = f"step {self.step} because {cause} - {rung}"
         now = iso_utc(wall_time_s())
         self._set(Descent(self.step, (*self.descent.reasons, reason), now))
         self._say(f"ComfyUI goes one step down the VRAM ladder: {reason}", Severity.WARNING)

@@ -50,8 +50,10 @@ def test_two_crashes_are_two_steps(world: DemoWorld, card: FakeNvml) -> None:
     with Pod(world, environment=card.environ) as pod:
         status = pod.wait(settled, "two steps down, and it runs")
         first, second = status["gpu"]["ladder_reasons"]
-        assert first.startswith("step 1, headroom: DynamicVRAM keeps 2 GB")
-        assert second.startswith("step 2, no-dynamic-vram: ")
+        assert first.startswith("step 1 because ")
+        assert " - headroom: DynamicVRAM keeps 2 GB" in first
+        assert second.startswith("step 2 because ")
+        assert " - no-dynamic-vram: " in second
         assert all("CUDA out of memory" in reason for reason in (first, second))
         assert status["services"]["comfyui"]["restarts"] == 2
         assert status["services"]["comfyui"]["restart_reasons"] == {"cuda-oom": 2}

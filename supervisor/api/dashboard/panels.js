@@ -155,9 +155,10 @@ export function gpu(snapshot) {
       ["Encoding", codecs.length ? list(codecs.filter(([, works]) => works).map(([name]) => name)) || "none works" : ""],
       ["Stepped down", found.ladder_step ? `${found.ladder_step} ${found.ladder_step === 1 ? "step" : "steps"}` : ""],
     ]),
+    ...found.ladder_reasons.map((reason) => make("p", { class: "why" }, reason)),
   ]);
-  byId("ladder-reset").hidden = !found.ladder_step;
-  const why = [...found.ladder_reasons, ...found.reasons];
+  byId("ladder").hidden = !found.ladder_step;
+  const why = found.reasons;
   replace(byId("gpu-why"), why, () => [reasons(why)]);
 }
 
