@@ -143,6 +143,8 @@ def _service(name: str, service: ServiceSection) -> Iterator[_Finding]:
         suggestion = f"did you mean {wanted}?" if wanted in known else nearest(wanted, known)
         yield (*path, "stop_signal"), stop_signal, "is not a signal", suggestion
     yield from _user((*path, "user"), service.user)
+    if service.restart == "never" and service.on_failure == "restart":
+        yield (*path, "on_failure"), "restart", 'contradicts restart = "never"', None
     for part in ("ready", "live"):
         check = getattr(service, part)
         if check is not None:
@@ -154,6 +156,12 @@ def _check(path: KeyPath, check: ReadyCheck | LiveCheck) -> Iterator[_Finding]:
         yield (*path, "http"), check.http, "must be an http(s) URL", "like http://127.0.0.1:8020/"
     if check.tcp is not None and not re.fullmatch(_TCP, check.tcp):
         yield (*path, "tcp"), check.tcp, "must be host:port", "like 127.0.0.1:8020"
+    for part in ("status", "body"):
+        if getattr(check, part) is not None and check.http is None:
+            yield (*path, part), getattr(check, part), "is for http checks only", None
+    if getattr(check, "watchdog_s", 0) and getattr(check, "notify", None) is not True:
+        hint = "the watchdog's messages come over NOTIFY_SOCKET: notify = true"
+        yield (*path, "watchdog_s"), getattr(check, "watchdog_s", 0), "needs notify = true", hint
     for part in ("body", "log"):
         pattern = getattr(check, part, None)
         try:

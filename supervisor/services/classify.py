@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 
 from supervisor.services.spec import ServiceKind
@@ -71,7 +71,8 @@ class ExitFacts:
 
 @dataclass(frozen=True, slots=True)
 class Classification:
-    """An exit explained. ``drop_flags`` are to be left out of the next command."""
+    """An exit explained. ``drop_flags`` are to be left out of the next command; ``port`` is
+    the one that somebody else holds."""
 
     reason: ExitReason
     message: str
@@ -80,13 +81,18 @@ class Classification:
     planned: bool = False
     permanent: bool = False
     drop_flags: tuple[str, ...] = ()
+    port: int | None = None
 
 
 # Strings, which ``re`` compiles at the first use: that costs 3 ms, and not at boot.
 _UNKNOWN_FLAG = r"error: unrecognized arguments: (?P<flags>.+)"
 _USAGE = r"(?m)^\S+: error: (?P<message>.+)"
 _ASSETS = r"ASSETS_STARTUP_FAILED:? ?(?P<code>[a-z_]+)"
-_PORT = r"(?i)Port \d+ is already in use|address already in use|EADDRINUSE|\[Errno 98\]"
+_PORT = r"[Pp]ort \d+ is already in use|[Aa]ddress already in use|EADDRINUSE|\[Errno 98\]"
+_PORT_NUMBER = (  # ComfyUI, asyncio, sshd, and what writes an address
+    r"(?i)port (\d+) (?:is already in use|on )|\('[^']*', (\d+)[,)]"
+    r"|(?:[\d.]+|\]|localhost|\*):(\d+)"
+)
 _CUDA_OOM = (
     r"CUDA out of memory|OutOfMemoryError: (?:CUDA|Allocation on device)"
     r"|CUDA error: out of memory|torch\.OutOfMemoryError|CUBLAS_STATUS_ALLOC_FAILED"
@@ -256,8 +262,8 @@ def _by_text(facts: ExitFacts, text: str) -> Classification | None:
             f"its asset database cannot be used: {code}",
             _ASSET_HINTS.get(code, "see its log"),
         )
-    if re.search(_PORT, text):
-        return _port_taken(facts)
+    if (taken := re.search(rf"(?m)^.*(?:{_PORT}).*$", text)) is not None:
+        return _port_taken(replace(facts, port=_port_number(taken[0]) or facts.port))
     if (told := _cuda(text)) is not None:
         return told
     if re.search(_DATABASE, text):
@@ -305,7 +311,13 @@ def _port_taken(facts: ExitFacts) -> Classification:
         ExitReason.PORT_TAKEN,
         f"{where} is held by {holder}",
         "end that process, or give one of them another port",
+        port=facts.port,
     )
+
+
+def _port_number(line: str) -> int | None:
+    match = re.search(_PORT_NUMBER, line)
+    return int(next(filter(None, match.groups()))) if match else None
 
 
 def _crash_place(tail: Sequence[str]) -> str:

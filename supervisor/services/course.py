@@ -7,8 +7,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 import anyio
+import anyio.to_thread
 
 from supervisor.errors import SpawnError
+from supervisor.services import ports
 from supervisor.services.classify import Classification, ExitFacts, ExitReason, classify
 from supervisor.services.health import Finding
 from supervisor.services.launcher import PortTakenError
@@ -87,8 +89,16 @@ class Course:
         note("cannot be killed: it waits inside the kernel")
         self.exit = self.exit or Exit(signal=signal.SIGKILL)
 
-    def explain(self, spec: ServiceSpec) -> Classification:
-        """Classify the end."""
+    async def explain(self, spec: ServiceSpec) -> Classification:
+        """Classify the end, and look who holds a port that was taken."""
+        facts = self._facts(spec)
+        told = classify(facts)
+        if told.port is not None and facts.port_holder is None:
+            holder = await anyio.to_thread.run_sync(ports.holder, told.port)
+            told = classify(replace(facts, port_holder=str(holder) if holder else None))
+        return told
+
+    def _facts(self, spec: ServiceSpec) -> ExitFacts:
         facts = ExitFacts(
             code=self.exit.code if self.exit else None,
             signal=self.exit.signal_name if self.exit else None,
@@ -109,7 +119,7 @@ class Course:
         elif self.failure is not None:
             detail, hint = self.failure.message, self.failure.hint
             facts = replace(facts, cause=ExitReason.SPAWN, detail=detail, hint=hint)
-        return classify(facts)
+        return facts
 
 
 def without_flags(command: tuple[str, ...], flags: frozenset[str]) -> tuple[str, ...]:

@@ -219,7 +219,7 @@ class ServiceRunner:
         except SpawnError as exc:
             course.failure = exc
             self._around.note(self.spec.name, exc.message)
-        self._conclude(course, course.explain(self.spec))
+        self._conclude(course, await course.explain(self.spec))
 
     def _asked_cause(self) -> ExitReason:
         again = self._request is Wanted.AGAIN

@@ -153,6 +153,20 @@ async def test_a_failed_step_tells_what_it_said_without_the_secret() -> None:
         assert status.hint == "bad ***"
 
 
+async def test_a_port_that_only_the_log_names_has_a_holder_too() -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        script = f"import socket; socket.create_server(('127.0.0.1', {port}))"
+        say = f"listen 127.0.0.1:{port}"
+        script = f"try: {script}\nexcept OSError as e: raise SystemExit(f'{say}: {{e}}')"
+        async with running(python("a", script, max_restarts=0)) as pod:
+            status = await pod.reaches("a", ServiceState.FAILED)
+            assert f"port {port} is held by" in status.message
+            assert f"pid {os.getpid()}" in status.message
+
+
 async def test_a_taken_port_names_its_holder() -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))

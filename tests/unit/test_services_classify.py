@@ -21,7 +21,7 @@ CASES = [
     ("comfyui-bad-flag", 2, None, ExitReason.BAD_FLAG, "does not know --cache-ram 20.0 --vram-"),
     ("comfyui-usage", 2, None, ExitReason.BAD_FLAG, "argument --port: invalid int value"),
     ("comfyui-exclusive-flags", 2, None, ExitReason.BAD_FLAG, "--novram: not allowed with"),
-    ("comfyui-port-taken", 1, None, ExitReason.PORT_TAKEN, "port 8188 is held by"),
+    ("comfyui-port-taken", 1, None, ExitReason.PORT_TAKEN, "port 36387 is held by"),
     ("comfyui-assets-in-use", 1, None, ExitReason.DATABASE_LOCKED, "in_use"),
     ("comfyui-assets-missing-packages", 1, None, ExitReason.ASSETS, "missing_packages"),
     ("comfyui-database-in-use", 1, None, ExitReason.DATABASE_LOCKED, "locked"),
@@ -46,7 +46,7 @@ CASES = [
     ("comfyui-disk-full-database", 1, None, ExitReason.DISK_FULL, "disk is full"),
     ("comfyui-host-memory", 1, None, ExitReason.MEMORY, "RAM"),
     ("jupyter-plain-failure", 1, None, ExitReason.EXIT_CODE, "exited with 1"),
-    ("sshd-port-taken", 255, None, ExitReason.PORT_TAKEN, "port 8188"),
+    ("sshd-port-taken", 255, None, ExitReason.PORT_TAKEN, "port 22 is held by"),
 ]
 
 
@@ -60,6 +60,22 @@ def test_logs_are_understood(
     assert text in told.message
     assert told.hint
     assert not told.success
+
+
+@pytest.mark.parametrize(
+    ("line", "port"),
+    [
+        ("Port 8188 is already in use on address 0.0.0.0. Please close", 8188),
+        ("OSError: [Errno 98] error while binding on address ('::1', 81, 0, 0): in use", 81),
+        ("listen tcp 0.0.0.0:8080: bind: address already in use", 8080),
+        ("Error: listen EADDRINUSE: address already in use :::3000", None),
+        ("Error: listen EADDRINUSE: address already in use 127.0.0.1:3000", 3000),
+        ("OSError: [Errno 98] Address already in use", None),
+    ],
+)
+def test_the_port_that_was_taken_is_read(line: str, port: int | None) -> None:
+    told = classify(ExitFacts(code=1, tail=["at 10.0.0.1:99", line]))
+    assert (told.reason, told.port) == (ExitReason.PORT_TAKEN, port)
 
 
 def test_every_log_is_used() -> None:
