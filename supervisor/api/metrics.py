@@ -220,6 +220,10 @@ def _pod(snapshot: Snapshot) -> Iterator[Metric]:
             "supervisor_idle_seconds", "Seconds since the pod was last in use.",
             {(): snapshot.idle.idle_s},
         )  # fmt: skip
+        yield _gauge(
+            "supervisor_idle_limit_seconds", "Seconds without use after which the pod ends.",
+            {(): snapshot.idle.limit_s or 0.0},
+        )  # fmt: skip
 
 
 def _services(snapshot: Snapshot, recorder: Recorder) -> Iterator[Metric]:

@@ -295,12 +295,20 @@ def _host(status: Mapping[str, Any], paint: Paint) -> Iterator[str]:
     if parts:
         yield _line(paint, "host", "  ".join(parts))
     if idle.get("enabled"):
-        busy = ", ".join(clean(reason) for reason in idle.get("busy_because") or ())
-        limit = duration(idle.get("limit_s"))
-        text = f"busy: {busy}" if busy else f"{duration(idle.get('idle_s'))} of {limit}"
+        yield _line(paint, "idle", idle_text(idle))
         if idle.get("problem"):
-            text = f"{text}; {clean(idle['problem'])}"
-        yield _line(paint, "idle", text)
+            yield _under(paint(clean(idle["problem"]), "red"))
+
+
+def idle_text(idle: Mapping[str, Any]) -> str:
+    """Write why the pod counts as in use, or when it ends."""
+    if idle.get("ending"):
+        return f"unused: {clean(idle['ending'])} now"
+    if idle.get("busy_because"):
+        return f"in use: {', '.join(clean(reason) for reason in idle['busy_because'])}"
+    text = f"unused for {duration(idle.get('idle_s'))} of {duration(idle.get('limit_s'))}"
+    left = idle.get("ends_in_s")
+    return text if left is None else f"{text}, ends in {duration(left)}"
 
 
 def _concerns(status: Mapping[str, Any], paint: Paint) -> Iterator[str]:

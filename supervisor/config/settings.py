@@ -450,6 +450,7 @@ class IdleSection(Section):
     api_key: SecretStr | None = Field(None, description="RunPod API key.")
     ignore_unsynced: bool = Field(False, description="Stop even with outputs not yet stored.")
     pages_count: bool = Field(False, description="An open ComfyUI page counts as use.")
+    terminals_count: bool = Field(True, description="A terminal with life counts as use.")
 
 
 class AlertsSection(Section):

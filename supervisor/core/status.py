@@ -265,6 +265,8 @@ class IdleStatus:
     busy_because: tuple[str, ...] = ()
     kept_until: str | None = None
     problem: str | None = None  # why a pod that is due is not stopped
+    ends_in_s: float | None = None  # None while the pod is in use
+    ending: str | None = None  # what is being done right now to end the pod
 
 
 @dataclass(frozen=True, slots=True)

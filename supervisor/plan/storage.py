@@ -46,7 +46,7 @@ def choose_workspace(settings: Settings, host: HostFacts) -> Path:
     if settings.storage.workspace is not None:
         return settings.storage.workspace
     for path in VOLUMES:
-        if _is_volume(host.mounts.get(path)):
+        if is_volume(host.mounts.get(path)):
             return path
     for path in VOLUMES:
         mount = host.mounts.get(path)
@@ -64,7 +64,7 @@ def plan_storage(settings: Settings, host: HostFacts) -> StoragePlan:
         reason = f"storage {mode}: set in the configuration"
     elif mount is None:
         mode, reason = StorageMode.EPHEMERAL, f"the mount of {workspace} is unknown"
-    elif _is_volume(mount):
+    elif is_volume(mount):
         mode = StorageMode.PERSISTENT
         reason = f"{workspace} is a volume of its own ({mount.kind} on {mount.mount_point})"
     else:
@@ -104,7 +104,8 @@ def seed_step(source: Path, target: Path) -> RunFirst:
     )
 
 
-def _is_volume(mount: MountFacts | None) -> bool:
+def is_volume(mount: MountFacts | None) -> bool:
+    """Whether this is a mount of its own and not the container's disk."""
     return (
         mount is not None
         and mount.exists

@@ -18,7 +18,8 @@ class IdleFacts:
     ssh_sessions: int | None = 0
     downloads: int = 0
     uploads: int = 0
-    pages: int = 0  # open pages of ComfyUI, when they count
+    pages: int | None = 0  # open pages of ComfyUI, when they count
+    terminals: int | None = 0  # in which something happened since the last look
     kept: bool = False  # somebody asked to keep the pod, and that time is not over
 
 
@@ -34,9 +35,12 @@ def busy_because(facts: IdleFacts) -> tuple[str, ...]:
         (facts.jupyter_active and not facts.busy_kernels, "Jupyter is in use"),
         (facts.ssh_sessions is None, "SSH sessions are unknown"),
         (bool(facts.ssh_sessions), f"SSH sessions: {facts.ssh_sessions}"),
+        (facts.terminals is None, "terminals are unknown"),
+        (bool(facts.terminals), f"terminals in use: {facts.terminals}"),
         (facts.downloads > 0, f"downloads running: {facts.downloads}"),
         (facts.uploads > 0, f"uploads running: {facts.uploads}"),
-        (facts.pages > 0, f"open ComfyUI pages: {facts.pages}"),
+        (facts.pages is None, "open ComfyUI pages are unknown"),
+        (bool(facts.pages), f"open ComfyUI pages: {facts.pages}"),
     )
     return tuple(reason for holds, reason in found if holds)
 

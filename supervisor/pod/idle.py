@@ -30,6 +30,7 @@ _LONGEST_PAUSE_S = 5.0
 _SHORTEST_PAUSE_S = 1.0
 _WARN_SHARE = 0.8
 _FLUSH_S = 900.0
+_COMMAND_S = 120.0
 _AGAIN = Backoff(initial_s=60.0, max_s=900.0, jitter=False)
 
 
@@ -91,14 +92,14 @@ class IdleWatcher:
         self._idleness = Idleness(now_s, ("kept by request",) if seconds else ())
         self._failures, self._not_before_s = 0, 0.0
         until = iso_utc(wall_time_s() + seconds) if seconds else None
-        self._show(kept_until=until, idle_s=0.0, problem=None, busy_because=self._idleness.busy)
+        self._show(kept_until=until, problem=None, **self._counted(now_s))
         text = f"The pod counts as in use until {until}" if until else "Idle time counts again"
         self._bus.publish("idle.keep", text, seconds=seconds)
 
     async def run(self) -> None:
         """Watch until the pod ends; cancelling stops watching."""
         self._idleness = Idleness(anyio.current_time())
-        self._show(enabled=True, limit_s=self._limit_s)
+        self._show(enabled=True, limit_s=self._limit_s, ending=None)
         async with self._looks.opened() as look:
             while self._state.snapshot.phase is not Phase.STOPPING:
                 await self._count(look)
@@ -118,8 +119,7 @@ class IdleWatcher:
             self._failures, self._not_before_s = 0, 0.0
         idle_s = self._idleness.idle_s(now_s)
         self._show(
-            idle_s=round(idle_s, 1),
-            busy_because=self._idleness.busy,
+            **self._counted(now_s),
             **({} if self._kept_until_s else {"kept_until": None}),
             **({"problem": None} if self._idleness.busy else {}),
         )
@@ -132,6 +132,18 @@ class IdleWatcher:
                 "`supervisor idle keep 2h`, or the button on the page, keeps it",
             )
         return facts
+
+    def _counted(self, now_s: float) -> dict[str, object]:
+        """What people see of the time."""
+        assert self._idleness is not None  # noqa: S101 - set by those who call this
+        idle_s = self._idleness.idle_s(now_s)
+        due_s = max(self._limit_s - idle_s, self._not_before_s - now_s, 0.0)
+        busy = self._idleness.busy
+        return {
+            "idle_s": round(idle_s, 1),
+            "busy_because": busy,
+            "ends_in_s": None if busy else round(due_s, 1),
+        }
 
     def _kept(self) -> bool:
         if self._kept_until_s is not None and anyio.current_time() >= self._kept_until_s:
@@ -162,29 +174,36 @@ class IdleWatcher:
             self._show(problem=problem)
             self._tell("idle.failed", problem, error.hint, severity=Severity.ERROR)
             return False
+        finally:
+            self._show(ending=None)
 
     async def _store_and_stop(self, look: Look, reason: str) -> bool:
         await self._flush()
         if busy_because(await self._count(look)):
             return False
+        self._show(ending="ComfyUI is stopped")
         drained = await self._ending.drain()
         try:
             await self._flush()
-            # Only a person can have come in between: the queue is closed.
-            kept = self._kept()
-            if not kept:
-                self._bus.publish("idle.stop", f"{reason[0].upper()}{reason[1:]}", subject="pod")
-                log.info("%s: %s", reason, self._ending.what)
-                if self._ending.stop is not None:
-                    await self._ending.stop()
-        except SupervisorError:
+            # The queue is closed, but somebody may have come by another way.
+            used = bool(busy_because(await self._count(look)))
+            if not used:
+                await self._stop(reason)
+        except Exception:
             await self._ending.resume(drained)
             raise
-        if kept:
+        if used:
             await self._ending.resume(drained)
             return False
         self._ending.exit(reason)
         return True
+
+    async def _stop(self, reason: str) -> None:
+        self._show(ending=self._ending.what)
+        self._bus.publish("idle.stop", f"{reason[0].upper()}{reason[1:]}", subject="pod")
+        log.info("%s: %s", reason, self._ending.what)
+        if self._ending.stop is not None:
+            await self._ending.stop()
 
     async def _flush(self) -> None:
         """Store everything.
@@ -192,6 +211,7 @@ class IdleWatcher:
         Raises:
             PodEndError: outputs are left, and the pod may not be stopped with them.
         """
+        self._show(ending="outputs are stored")
         status = await self._ending.flush(_FLUSH_S)
         if status is None or not status.retained or self._ending.ignore_unsynced:
             return
@@ -215,23 +235,33 @@ class IdleWatcher:
         self._bus.publish(kind, text, severity=severity, subject="pod")
 
 
-async def run_command(command: tuple[str, ...], environment: dict[str, str]) -> None:
-    """Run the user's own way of stopping the pod.
+async def run_command(
+    command: tuple[str, ...],
+    environment: dict[str, str],
+    *,
+    redact: Callable[[str], str],
+    timeout_s: float = _COMMAND_S,
+) -> None:
+    """Run the user's own way of stopping the pod; one that hangs is killed.
 
     Raises:
         PodEndError: it cannot be run, or says that it failed.
     """
     hint = "see idle.command"
     try:
-        done = await anyio.run_process(
-            command, check=False, stdin=subprocess.DEVNULL, stderr=subprocess.STDOUT,
-            env=environment,
-        )  # fmt: skip
+        with anyio.fail_after(timeout_s):
+            done = await anyio.run_process(
+                command, check=False, stdin=subprocess.DEVNULL, stderr=subprocess.STDOUT,
+                env=environment,
+            )  # fmt: skip
+    except TimeoutError:
+        cause = f"{command[0]} has not ended in {timeout_s:g} s"
+        raise PodEndError(cause, hint=hint) from None
     except OSError as error:
         raise PodEndError(f"Cannot run {command[0]}: {error.strerror}", hint=hint) from None
     if done.returncode:
         said = done.stdout.decode(errors="replace").strip().splitlines()
-        last = f": {said[-1][:200]}" if said else ""
+        last = f": {redact(said[-1])[:200]}" if said else ""
         raise PodEndError(f"{command[0]} ended with {done.returncode}{last}", hint=hint)
 
 

@@ -14,6 +14,7 @@ import anyio.to_thread
 from supervisor.core.state import StateStore
 from supervisor.core.status import DownloadState, ServiceState, Snapshot
 from supervisor.pod.activity import IdleFacts, peers
+from supervisor.pod.terminals import Terminals
 
 if TYPE_CHECKING:
     import aiohttp
@@ -35,6 +36,7 @@ class Addresses:
     """Where to look. URLs without a path; ``None`` = there is no such service.
 
     ``page_port``: connections to it count as use, because somebody has ComfyUI open.
+    ``terminals``: where the pod's pseudo-terminals are, when life in them counts.
     """
 
     comfyui: str | None = None
@@ -42,6 +44,7 @@ class Addresses:
     jupyter_token: str = field(default="", repr=False)
     ssh_port: int = 22
     page_port: int | None = None
+    terminals: Path | None = None
 
 
 class Looks:
@@ -53,13 +56,18 @@ class Looks:
         self._newest_job: object = None
         self._jupyter_activity: object = None
         self._connected: dict[int, frozenset[str]] = {}
+        self._terminals: Terminals | None = (
+            Terminals(addresses.terminals) if addresses.terminals else None
+        )
 
     @asynccontextmanager
     async def opened(self) -> AsyncGenerator[Look]:
         """Give the function that looks; its connections last as long as the context."""
         import aiohttp  # noqa: PLC0415 - slow to import, and needed only while idleness is watched
 
-        async with aiohttp.ClientSession(trust_env=False) as session:
+        # A connection kept open would count as somebody's page.
+        connector = aiohttp.TCPConnector(force_close=True)
+        async with aiohttp.ClientSession(connector=connector, trust_env=False) as session:
             yield lambda kept: self._look(session, kept)
 
     async def _look(self, session: aiohttp.ClientSession, kept: bool) -> IdleFacts:
@@ -77,7 +85,10 @@ class Looks:
             busy_kernels=kernels,
             jupyter_active=active,
             ssh_sessions=counts[self._at.ssh_port],
-            pages=counts.get(self._at.page_port or 0) or 0,
+            pages=counts[self._at.page_port] if self._at.page_port else 0,
+            terminals=await anyio.to_thread.run_sync(self._terminals.used)
+            if self._terminals
+            else 0,
             # What fails again and again moves nothing and must not keep the pod for ever.
             downloads=sum(f.state in _MOVING and not f.error for f in files),
             uploads=0 if sync.last_error else sync.pending,

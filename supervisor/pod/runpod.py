@@ -13,6 +13,7 @@ import subprocess
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
+from urllib.parse import quote
 
 import anyio
 
@@ -24,6 +25,11 @@ StopAction = Literal["stop", "terminate"]
 ANSWER_LIMIT_BYTES = 65_536
 API_URL = "https://api.runpod.io"
 REST_V1_URL = "https://rest.runpod.io/v1"
+# Where it finds its configuration, a proxy and the certificates.
+_FOR_RUNPODCTL = (
+    *("PATH", "HOME", "LANG", "TMPDIR", "RUNPOD_API_URL", "SSL_CERT_FILE", "SSL_CERT_DIR"),
+    *("HTTPS_PROXY", "HTTP_PROXY", "NO_PROXY", "https_proxy", "http_proxy", "no_proxy"),
+)
 
 
 class PodStopError(SupervisorError):
@@ -104,7 +110,7 @@ class RunPod:
             return Outcome(name, accepted=False, detail=type(error).__name__)
 
     async def _rest_v2(self, action: StopAction) -> Outcome:
-        url = f"{self._api_url}/v2/pods/{self._pod_id}/action"
+        url = f"{self._api_url}/v2/pods/{quote(self._pod_id, safe='')}/action"
         status, _ = await self._request("POST", url, body={"action": action})
         return _http_outcome("REST v2", status)
 
@@ -114,12 +120,14 @@ class RunPod:
             return Outcome("runpodctl", accepted=False, detail="not installed")
         if action != "stop":  # its word for it differs between versions
             return Outcome("runpodctl", accepted=False, detail="used for stopping only")
-        # The key travels in the environment: everybody can read an argument list.
+        # The key travels in the environment: everybody can read an argument list. The
+        # secrets of others stay here.
+        kept = {name: self._environ[name] for name in _FOR_RUNPODCTL if name in self._environ}
         done = await anyio.run_process(
             [program, "pod", "stop", self._pod_id],
             check=False,
             stdin=subprocess.DEVNULL,
-            env={**self._environ, "RUNPOD_API_KEY": self._key},
+            env={**kept, "RUNPOD_API_KEY": self._key},
         )
         return Outcome(
             "runpodctl", accepted=done.returncode == 0, detail=f"exit status {done.returncode}"
@@ -139,7 +147,7 @@ class RunPod:
         return _http_outcome("GraphQL", status)
 
     async def _rest_v1(self, action: StopAction) -> Outcome:
-        url = f"{self._rest_v1_url}/pods/{self._pod_id}"
+        url = f"{self._rest_v1_url}/pods/{quote(self._pod_id, safe='')}"
         if action == "stop":
             status, _ = await self._request("POST", f"{url}/stop")
         else:

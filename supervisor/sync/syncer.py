@@ -295,6 +295,11 @@ class Syncer:
 
     # Asked from outside
 
+    @property
+    def running(self) -> bool:
+        """Whether outputs are seen and stored now; what a flush tells means nothing without."""
+        return self._running is not None
+
     async def flush(self, timeout_s: float, *, final: bool = False) -> SyncStatus:
         """Store everything that is finished, small and old first, for at most so long.
 

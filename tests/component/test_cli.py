@@ -182,6 +182,7 @@ def test_socket_of_the_configuration_file_is_found(
         (["shutdown"], "/v1/shutdown", None),
         (["ladder", "reset", "--now"], "/v1/ladder/reset", {"now": True}),
         (["idle", "keep", "90m"], "/v1/idle/keep", {"seconds": 5400.0}),
+        (["idle", "release"], "/v1/idle/keep", {"seconds": 0.0}),
         (["sync", "flush", "--timeout", "5"], "/v1/sync/flush", {"timeout_s": 5.0}),
         (["sync", "retry"], "/v1/sync/retry", None),
         (["sync", "restore", "input"], "/v1/sync/restore", {"kinds": ["input"]}),

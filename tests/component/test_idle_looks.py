@@ -6,6 +6,7 @@ import socket
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -25,6 +26,7 @@ from supervisor.pod.looks import Addresses, Looks
 
 pytestmark = pytest.mark.anyio
 QUIET = IdleFacts()
+OWN_PORT = -1  # stands for the port of the stand-in
 
 
 @dataclass
@@ -71,6 +73,8 @@ async def looking(world: StandIn, **more: Any) -> AsyncGenerator[tuple[Any, Stat
         for name in ("comfyui", "jupyter"):
             state.set_service(ServiceStatus(name=name, state=ServiceState.READY))
         options = {"ssh_port": 1, **more}
+        if options.get("page_port") == OWN_PORT:
+            options["page_port"] = runner.addresses[0][1]
         at = Addresses(comfyui=url, jupyter=url, jupyter_token="s3cret", **options)
         async with Looks(at, state).opened() as look:
             yield look, state
@@ -132,6 +136,20 @@ async def test_connections_count_once_they_last() -> None:
                 facts = await look(False)
                 assert (facts.ssh_sessions, facts.pages) == (1, 1)
             assert (await look(False)).ssh_sessions == 0
+
+
+async def test_the_looks_themselves_are_no_open_page() -> None:
+    async with looking(StandIn(), page_port=OWN_PORT) as (look, _):
+        assert [(await look(False)).pages for _ in range(4)] == [0, 0, 0, 0]
+
+
+async def test_life_in_a_terminal_is_use(tmp_path: Path) -> None:
+    async with looking(StandIn(), terminals=tmp_path) as (look, _):
+        (tmp_path / "0").touch()
+        assert (await look(False)).terminals == 0, "nothing to compare with"
+        (tmp_path / "1").touch()
+        assert (await look(False)).terminals == 1
+        assert (await look(False)).terminals == 0
 
 
 async def test_transfers_count_while_they_move() -> None:

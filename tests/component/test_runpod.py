@@ -29,14 +29,19 @@ class StandIn:
     bodies: dict[str, Any] = field(default_factory=dict)
     keys: dict[str, str | None] = field(default_factory=dict)
     url: str = ""
+    location: str = ""  # where everybody is sent
+    raw_paths: list[str] = field(default_factory=list)
 
     async def handle(self, request: web.Request) -> web.Response:
         text = await request.text()
         self.asked.append((request.method, request.path))
+        self.raw_paths.append(request.raw_path)
         self.bodies[request.path] = json.loads(text) if text else None
         self.keys[request.path] = request.query.get("api_key") or request.headers.get(
             "Authorization"
         )
+        if self.location:
+            raise web.HTTPTemporaryRedirect(self.location)
         status, body = self.answers.get(request.path, (404, {}))
         return web.json_response(body, status=status)
 
@@ -92,13 +97,15 @@ async def test_a_refusal_leads_to_the_next_way(tmp_path: Path) -> None:
 
 async def test_runpodctl_gets_the_key_in_its_environment(tmp_path: Path) -> None:
     program = tmp_path / "runpodctl"
-    program.write_text(f'#!/bin/sh\necho "$* $RUNPOD_API_KEY" > {tmp_path}/called\n')
+    program.write_text(f'#!/bin/sh\necho "$* $RUNPOD_API_KEY $OTHERS" > {tmp_path}/called\n')
     program.chmod(0o755)
     async with stand_in(v2=(500, {})) as api:
-        outcomes = await client(api, tmp_path).end()
+        environ = {"PATH": str(tmp_path), "OTHERS": "secret of R2"}
+        runpod = RunPod(pod_id="pod1", api_key=KEY, api_url=api.url, environ=environ)
+        outcomes = await runpod.end()
     assert outcomes[-1].way == "runpodctl"
     assert outcomes[-1].accepted
-    assert (tmp_path / "called").read_text() == f"pod stop pod1 {KEY}\n"
+    assert (tmp_path / "called").read_text() == f"pod stop pod1 {KEY} \n"
 
 
 async def test_when_all_refuse_the_error_says_why_without_the_key(
@@ -111,6 +118,25 @@ async def test_when_all_refuse_the_error_says_why_without_the_key(
     assert "REST v2: HTTP 401" in caught.value.message
     assert caplog.text.count("pod stop through") == 4
     assert KEY not in caught.value.message + str(caught.value.hint) + caplog.text
+
+
+async def test_the_key_follows_no_redirect(tmp_path: Path) -> None:
+    async with stand_in(v2=(200, {})) as elsewhere, stand_in() as api:
+        api.location = f"{elsewhere.url}{V2}"
+        with pytest.raises(PodStopError, match="HTTP 307"):
+            await client(api, tmp_path).end()
+    assert [path for _, path in api.asked] == [V2, GRAPHQL, V1]
+    assert elsewhere.asked == []
+
+
+async def test_an_id_cannot_lead_to_another_address(tmp_path: Path) -> None:
+    async with stand_in() as api:
+        runpod = RunPod(
+            pod_id="../admin?x=1", api_key=KEY, api_url=api.url, environ={"PATH": str(tmp_path)}
+        )
+        with pytest.raises(PodStopError):
+            await runpod.end()
+    assert api.raw_paths[0].startswith("/v2/pods/..%2Fadmin%3F")
 
 
 async def test_nobody_answers(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -59,7 +59,9 @@ def api() -> Iterator[RunPodApi]:
 def idle_pod(api: RunPodApi, **idle: object) -> Iterator[tuple[DemoWorld, Pod]]:
     with demo_world(environ=os.environ, port=0, prompt_every_s=0) as world:
         edit(world, "jupyter", enabled=False)
+        edit(world, "storage", mode="persistent")  # as if the bucket outlived the pod
         settings = {"enabled": True, "minutes": 5 / 60, "api_url": api.url, "pod_id": "pod1"}
+        settings["terminals_count"] = False  # the terminals of this machine are not the pod's
         edit(world, "idle", **{**settings, **idle})
         with ready_pod(world, environment={"RUNPOD_API_KEY": KEY}) as pod:
             yield world, pod
@@ -97,7 +99,8 @@ def test_a_pod_that_is_kept_goes_on_and_says_so(api: RunPodApi) -> None:
         assert shown["busy_because"] == ["kept by request"]
         assert shown["kept_until"] is not None
         assert "kept by request" in pod.cli("status").stdout
-        assert pod.cli("idle", "keep", "0").returncode == 0
+        assert "idle release" in pod.cli("idle", "status").stdout
+        assert pod.json("idle", "release")["kept_until"] is None
         wait_for(lambda: "Dry run: nobody has used the pod" in pod.text(), "it would be stopped")
         assert api.asked == []
 

@@ -29,6 +29,9 @@ def test_nothing_happens() -> None:
         (IdleFacts(downloads=3), "downloads running: 3"),
         (IdleFacts(uploads=4), "uploads running: 4"),
         (IdleFacts(pages=1), "open ComfyUI pages: 1"),
+        (IdleFacts(pages=None), "open ComfyUI pages are unknown"),
+        (IdleFacts(terminals=2), "terminals in use: 2"),
+        (IdleFacts(terminals=None), "terminals are unknown"),
         (IdleFacts(kept=True), "kept by request"),
     ],
 )

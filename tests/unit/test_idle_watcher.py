@@ -16,7 +16,7 @@ from supervisor.core.events import EventBus
 from supervisor.core.state import StateStore
 from supervisor.core.status import Phase, SyncStatus
 from supervisor.pod.activity import IdleFacts
-from supervisor.pod.idle import Ending, IdleWatcher, PodEndError
+from supervisor.pod.idle import Ending, IdleWatcher, PodEndError, run_command
 
 HOUR_S = 3600.0
 BUSY = IdleFacts(queue_length=1)
@@ -157,6 +157,54 @@ def test_a_keep_during_the_last_flush_is_heard() -> None:
     assert world.state.snapshot.idle.kept_until is not None
 
 
+def test_use_that_begins_while_comfyui_is_stopped_is_seen() -> None:
+    world = World()
+    flushes = 0
+
+    def somebody_logs_in_at_the_second() -> None:
+        nonlocal flushes
+        flushes += 1
+        if flushes == 2:
+            until_s = anyio.current_time() + HOUR_S
+            world.timetable = [(until_s, IdleFacts(ssh_sessions=1))]
+
+    world.on_flush = somebody_logs_in_at_the_second
+    world.live(hours=1.5)
+    assert world.calls == ["flush", "drain", "flush", "resume comfyui"]
+
+
+def test_a_bug_on_the_way_brings_comfyui_back() -> None:
+    async def stop() -> None:
+        raise RuntimeError("a bug")
+
+    world = World(options={"stop": stop})
+    with pytest.raises(BaseExceptionGroup):
+        world.live(hours=2)
+    assert world.calls[-1] == "resume comfyui"
+
+
+def test_the_time_that_is_left_is_shown_and_what_is_being_done() -> None:
+    world = World()
+    left, doing = list[float | None](), list[str | None]()
+
+    async def watch() -> None:
+        seen = world.state.snapshot.idle
+        while seen.ending is None:
+            left.append(seen.ends_in_s)
+            await anyio.sleep(600)
+            seen = world.state.snapshot.idle
+
+    def note() -> None:
+        doing.append(world.state.snapshot.idle.ending)
+
+    world.on_flush = note
+    world.live(hours=0.9, beside=watch)
+    assert left[1:] == pytest.approx([3000, 2400, 1800, 1200, 600], abs=10)
+    world.live()
+    assert doing == ["outputs are stored", "outputs are stored"]
+    assert world.state.snapshot.idle.ending is None
+
+
 def test_keep_postpones_and_ends_by_itself() -> None:
     world = World()
 
@@ -201,3 +249,22 @@ def test_nothing_is_done_while_the_pod_stops_anyway() -> None:
     world.state.update(phase=Phase.STOPPING)
     world.live(hours=2)
     assert world.calls == []
+
+
+def hide(text: str) -> str:
+    return text.replace("s3cret", "***")
+
+
+@pytest.mark.anyio
+async def test_a_command_that_fails_is_told_without_secrets() -> None:
+    shell = ("/bin/sh", "-c", "echo starting; echo no s3cret >&2; exit 3")
+    with pytest.raises(PodEndError, match=r"/bin/sh ended with 3: no \*\*\*"):
+        await run_command(shell, {}, redact=hide)
+    with pytest.raises(PodEndError, match="Cannot run /nowhere/at-all: No such file"):
+        await run_command(("/nowhere/at-all",), {}, redact=hide)
+
+
+@pytest.mark.anyio
+async def test_a_command_that_hangs_is_killed() -> None:
+    with pytest.raises(PodEndError, match=r"/bin/sleep has not ended in 0\.2 s"):
+        await run_command(("/bin/sleep", "600"), {}, redact=hide, timeout_s=0.2)

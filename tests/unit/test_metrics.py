@@ -46,7 +46,8 @@ supervisor_gpu_temperature_celsius{gpu}, supervisor_comfyui_queue_length,
 supervisor_comfyui_response_seconds, supervisor_cpu_ratio, supervisor_memory_used_bytes,
 supervisor_memory_limit_bytes, supervisor_disk_free_bytes{mount}, supervisor_idle_seconds,
 supervisor_alert_active{alert},
-supervisor_advice_total{code}, supervisor_service_memory_bytes{service}
+supervisor_advice_total{code}, supervisor_service_memory_bytes{service},
+supervisor_idle_limit_seconds
 """
 FULL = Snapshot(
     version="1.2.3",

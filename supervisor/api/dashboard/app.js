@@ -179,6 +179,7 @@ async function resetLadder() {
 
 byId("ladder-reset").addEventListener("click", resetLadder);
 byId("keep").addEventListener("click", () => send("/v1/idle/keep", { seconds: 3600 }, "The pod counts as in use for an hour"));
+byId("release").addEventListener("click", () => send("/v1/idle/keep", { seconds: 0 }, "Idle time counts again"));
 byId("reload").addEventListener("click", reload);
 byId("rescue-reload").addEventListener("click", reload);
 byId("shutdown").addEventListener("click", shutdown);

@@ -16,35 +16,35 @@ _UNIT_S = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 def configure(parser: ArgumentParser) -> None:
     """Declare the actions."""
     actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
-    status = actions.add_parser("status", help="how long the pod has been idle")
-    status.add_argument("--json", action="store_true", help="write JSON")
-    keep = actions.add_parser("keep", help="do not count as idle for a while; 0 takes it back")
+    status = actions.add_parser("status", help="since when nobody uses the pod, and when it ends")
+    keep = actions.add_parser("keep", help="count the pod as in use for a while")
     keep.add_argument("duration", type=seconds_of, metavar="DURATION", help="like 90m or 2h")
+    release = actions.add_parser("release", help="take a keep back: idle time counts again")
+    for action in (status, keep, release):
+        action.add_argument("--json", action="store_true", help="write JSON")
 
 
 def run(args: Namespace, environ: Mapping[str, str]) -> int:
     """Do what was asked."""
     client = connect_daemon(environ)
-    if args.action == "keep":
-        client.post("/v1/idle/keep", {"seconds": args.duration})
-        print(f"not idle for {args.duration:g} s" if args.duration else "counting again")
-        return 0
-    idle = client.get("/v1/status")["idle"]
+    if args.action == "status":
+        idle = client.get("/v1/status")["idle"]
+    else:
+        seconds = args.duration if args.action == "keep" else 0.0
+        idle = client.post("/v1/idle/keep", {"seconds": seconds})
     if args.json:
         print_json(idle)
         return 0
-    from supervisor.cli.render import clean, duration  # noqa: PLC0415 - not for --json
+    from supervisor.cli.render import clean, idle_text  # noqa: PLC0415 - not for --json
 
-    if not idle["enabled"]:
+    if args.action == "status" and not idle["enabled"]:
         print("idle shutdown is off (ENABLE_IDLE_SHUTDOWN=true turns it on)")
-    elif idle["busy_because"]:
-        print(f"busy: {', '.join(clean(reason) for reason in idle['busy_because'])}")
-    else:
-        print(f"idle for {duration(idle['idle_s'])} of {duration(idle['limit_s'])}")
+        return 0
+    print(idle_text(idle))
+    if idle.get("kept_until"):
+        print(f"kept until {clean(idle['kept_until'])}; `supervisor idle release` takes it back")
     if idle.get("problem"):
         print(clean(idle["problem"]))
-    if idle.get("kept_until"):
-        print(f"kept until {clean(idle['kept_until'])}")
     return 0
 
 
