@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import logging
+from collections.abc import Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
@@ -10,17 +10,17 @@ import anyio
 import anyio.to_thread
 
 from supervisor.errors import HardwareError
-from supervisor.hardware.facts import GpuSample
+from supervisor.hardware.facts import GpuProcess, GpuSample
 from supervisor.hardware.gpu import GpuSampler
+from supervisor.services import procfs
 from supervisor.services.spec import ServiceKind, ServiceSpec
 
 if TYPE_CHECKING:
     from supervisor.app.boot import Boot
 
-log = logging.getLogger("supervisor.gpu")
-
 # The driver frees memory in pieces after the last process has gone.
 _POLL_S = 0.25
+_PATIENCE_S = 10.0
 _SLACK_BYTES = 512 * 1024 * 1024
 _BUSY_RATIO = 0.2
 
@@ -45,19 +45,22 @@ class GpuMemory:
         """Whether the card computed when it was last looked at (a busy job is not a hang)."""
         return self._utilization_ratio > _BUSY_RATIO
 
-    async def wait_released(self, spec: ServiceSpec) -> None:
-        """Return when ComfyUI's memory is back; the caller bounds the time."""
+    async def wait_released(self, spec: ServiceSpec) -> str | None:
+        """Wait until ComfyUI's memory is back; after ``_PATIENCE_S`` tell who has it."""
         if not self._present or spec.kind is not ServiceKind.COMFYUI:
-            return
+            return None
+        by_s = anyio.current_time() + _PATIENCE_S
         while True:
             sample = await self.sample()
             used = sample.memory_used_bytes if sample else None
-            if used is None or self._used_at_boot_bytes is None:
-                return
+            if sample is None or used is None or self._used_at_boot_bytes is None:
+                return None
             missing = used - self._used_at_boot_bytes
             if missing <= _SLACK_BYTES:
-                return
-            log.debug("%d bytes of GPU memory are still in use", missing)
+                return None
+            if anyio.current_time() >= by_s:
+                holders = await anyio.to_thread.run_sync(_describe, sample.processes)
+                return f"{missing / 2**30:.1f} GiB of GPU memory were not given back; {holders}"
             await anyio.sleep(_POLL_S)
 
     async def sample(self) -> GpuSample | None:
@@ -75,3 +78,14 @@ class GpuMemory:
         mine = found[self._index] if self._index < len(found) else None
         self._utilization_ratio = (mine.utilization_ratio or 0.0) if mine else 0.0
         return found
+
+
+def _describe(processes: Sequence[GpuProcess]) -> str:
+    """Name the processes that use the card; NVML may number those outside as the host does."""
+    names = []
+    for process in processes:
+        what = procfs.command_line(process.pid) or "not of this container"
+        cookie = procfs.variables_of(process.pid, procfs.COOKIE).get(procfs.COOKIE, "")
+        service = f" of the service {cookie.partition('/')[0]}" if cookie else ""
+        names.append(f"pid {process.pid}{service} ({what})")
+    return f"the card is used by {', '.join(names)}" if names else "NVML names no process"

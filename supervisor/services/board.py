@@ -71,6 +71,13 @@ class Board:
             hint=hint,
         )
 
+    def warn(self, message: str) -> None:
+        """Tell of something that is odd and changes nothing."""
+        name = self.status.name
+        self._bus.publish(
+            "service.warning", f"{name}: {message}", severity=Severity.WARNING, subject=name
+        )
+
     def count_restart(self, reason: str) -> dict[str, Any]:
         """Return the changes that count one more restart."""
         reasons = dict(self.status.restart_reasons)

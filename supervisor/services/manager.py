@@ -52,7 +52,7 @@ class ServiceManager:
         bus: EventBus,
         logs: LogStore,
         base_environment: Mapping[str, str],
-        released: Callable[[ServiceSpec], Awaitable[None]] | None = None,
+        released: Callable[[ServiceSpec], Awaitable[str | None]] | None = None,
         adjust: Callable[[ServiceSpec, Classification], ServiceSpec | None] | None = None,
         gpu_busy: Callable[[], bool] = lambda: False,
         launch: Callable[[ServiceSpec, int, tuple[str, ...]], Awaitable[Life]] | None = None,

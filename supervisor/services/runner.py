@@ -31,7 +31,7 @@ from supervisor.services.process import Exit
 from supervisor.services.spec import ServiceKind, ServiceSpec
 from supervisor.services.surroundings import Surroundings
 
-_RELEASE_WAIT_S = 10.0
+_RELEASE_WAIT_S = 15.0
 _SAFE_MODE_FLAG = "--disable-all-custom-nodes"
 
 
@@ -231,13 +231,22 @@ class ServiceRunner:
             return None
         try:
             with anyio.CancelScope() as self._launching:
-                if generation > 1 and self._around.released is not None:
-                    with anyio.move_on_after(_RELEASE_WAIT_S):
-                        await self._around.released(self.spec)
+                if generation > 1:
+                    await self._memory_released()
                 return await self._around.launch(self.spec, generation, self._command())
         finally:
             self._launching = None
         return None
+
+    async def _memory_released(self) -> None:
+        """Wait for the memory of the last life, and tell when it does not come back."""
+        kept = None
+        if self._around.released is not None:
+            with anyio.move_on_after(_RELEASE_WAIT_S):
+                kept = await self._around.released(self.spec)
+        if kept is not None:
+            self._board.warn(f"starting all the same: {kept}")
+            self._around.note(self.spec.name, kept)
 
     def _command(self) -> tuple[str, ...]:
         command = without_flags(self.spec.command, self._dropped)

@@ -18,7 +18,8 @@ from supervisor.services.spec import ServiceSpec
 class Surroundings:
     """What every runner needs from outside.
 
-    ``released`` returns when the GPU memory of the former life was given back.
+    ``released`` returns when the GPU memory of the former life was given back, or a
+    sentence when it was not.
     ``adjust`` may return another spec after an exit (a step down the VRAM ladder).
     ``given_up`` is told of a service that is down for good.
     """
@@ -29,6 +30,6 @@ class Surroundings:
     note: Callable[[str, str], None]
     given_up: Callable[[ServiceSpec, Classification, Exit | None], None]
     rng: random.Random
-    released: Callable[[ServiceSpec], Awaitable[None]] | None = None
+    released: Callable[[ServiceSpec], Awaitable[str | None]] | None = None
     adjust: Callable[[ServiceSpec, Classification], ServiceSpec | None] | None = None
     gpu_busy: Callable[[], bool] = lambda: False

@@ -357,13 +357,17 @@ async def test_out_of_memory_in_the_log_is_the_reason_and_may_adjust_the_spec() 
 async def test_the_next_start_waits_for_the_gpu_memory() -> None:
     waited = []
 
-    async def released(spec: object) -> None:
+    async def released(spec: object) -> str | None:
         waited.append(spec)
+        return "3 GiB were not given back" if len(waited) == 2 else None
 
     spec = shell("a", "exit 1", max_restarts=2)
     async with running(spec, released=released) as pod:
         await pod.reaches("a", ServiceState.FAILED)
         assert len(waited) == 2
+        assert pod.output("a", "supervisor") == ["3 GiB were not given back"]
+        warnings = [e.message for e in pod.bus.recent() if e.kind == "service.warning"]
+        assert warnings == ["a: starting all the same: 3 GiB were not given back"]
 
 
 async def test_a_one_shot_that_is_done_satisfies_its_users() -> None:
