@@ -20,6 +20,19 @@ def read_environment() -> dict[str, str]:
     return dict(os.environ)
 
 
+def open_standard_streams() -> None:
+    """Put /dev/null where the process was started without one of its standard streams.
+
+    Else the next socket or log file gets its number, and what is printed goes there.
+    """
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        if getattr(sys, name) is None:
+            os.open(os.devnull, os.O_RDWR)  # the lowest free number is this one
+            mode = "r" if number == 0 else "w"
+            stream = open(number, mode, encoding="utf-8", closefd=False)  # noqa: SIM115
+            setattr(sys, name, stream)
+
+
 def skip_pydantic_plugins() -> None:
     """Keep pydantic from searching every installed distribution for plugins at its import."""
     os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")

@@ -9,7 +9,11 @@ from __future__ import annotations
 import sys
 from types import SimpleNamespace
 
-from supervisor.cli.environment import read_environment, silence_stdout
+from supervisor.cli.environment import (
+    open_standard_streams,
+    read_environment,
+    silence_stdout,
+)
 from supervisor.errors import ConfigError, ExitCode, SupervisorError
 
 TYPE_CHECKING = False  # spares the import of typing; type checkers know the name
@@ -57,6 +61,7 @@ _BROKEN_PIPE = 141  # 128 + SIGPIPE
 
 def entrypoint() -> None:
     """Run the process's command line and exit."""
+    open_standard_streams()
     sys.exit(main(sys.argv[1:]))
 
 

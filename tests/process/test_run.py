@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -69,7 +69,7 @@ class Container:
 
 
 @contextmanager
-def container(folder: Path, services: str) -> Iterator[Container]:
+def container(folder: Path, services: str, *, wrapper: Sequence[str] = ()) -> Iterator[Container]:
     """Run a configuration; whatever the test does, nothing of it stays."""
     config = folder / "supervisor.toml"
     config.write_text((BASE + services).replace("{folder}", str(folder)))
@@ -81,7 +81,7 @@ def container(folder: Path, services: str) -> Iterator[Container]:
     }
     with (folder / "out").open("wb") as out:
         process = subprocess.Popen(
-            [sys.executable, "-m", "supervisor", "run", "--config", str(config)],
+            [*wrapper, sys.executable, "-m", "supervisor", "run", "--config", str(config)],
             env=environment,
             stdin=subprocess.DEVNULL,
             stdout=out,
@@ -114,6 +114,26 @@ command = ["/bin/sh", "-c", "echo $$ > {folder}/pid; exec sleep 1000"]
     assert "vital is down for good" in (tmp_path / "out").read_text()
     other = tmp_path / "pid"
     assert not other.exists() or not Path(f"/proc/{other.read_text().strip()}").exists()
+
+
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
+def test_closed_standard_streams_are_not_missed(tmp_path: Path, closed: str) -> None:
+    services = """
+[services.a]
+command = ["/bin/sh", "-c", '''
+readlink /proc/$PPID/fd/0 /proc/$PPID/fd/1 /proc/$PPID/fd/2 > {folder}/now
+mv {folder}/now {folder}/fds; echo word; exec sleep 1000''']
+"""
+    with container(
+        tmp_path, services, wrapper=("/bin/sh", "-c", f'exec "$@" {closed}', "-")
+    ) as run:
+        run.until((tmp_path / "fds").exists, "its service runs")
+        streams = (tmp_path / "fds").read_text().split()
+        missing = 3 if closed.count("&-") == 3 else 1
+        assert streams.count("/dev/null") >= missing
+        assert set(streams) <= {"/dev/null", str(tmp_path / "out")}
+        run.process.send_signal(signal.SIGTERM)
+        assert run.process.wait(DEADLINE_S) == 0
 
 
 def test_neither_a_follower_nor_a_start_holds_up_the_end(tmp_path: Path) -> None:
