@@ -6,8 +6,10 @@ import mimetypes
 from importlib.resources import files
 from typing import NoReturn
 
+import anyio.to_thread
 from aiohttp import web
 
+from supervisor.api import help_page
 from supervisor.api.guard import Guard
 
 _ASSETS = ("app.js", "dom.js", "format.js", "logs.js", "panels.js", "style.css", "transfers.js")
@@ -34,6 +36,7 @@ class Pages:
             web.post("/login", self.login),
             web.get("/login", self.back),
             web.get("/assets/{name}", self.asset),
+            web.get("/help", self.help),
         ]
 
     async def page(self, request: web.Request) -> web.Response:
@@ -69,6 +72,11 @@ class Pages:
             raise web.HTTPNotFound
         kind = mimetypes.guess_type(name)[0] or "application/octet-stream"
         return web.Response(body=self._assets[name], content_type=kind, charset="utf-8")
+
+    async def help(self, _: web.Request) -> web.Response:
+        """The known troubles; written when somebody looks, which is seldom."""
+        text = await anyio.to_thread.run_sync(help_page.render)
+        return web.Response(text=text, content_type="text/html")
 
     def _ask(self, message: str = "") -> web.Response:
         text = self._form.replace(_MESSAGE, message)

@@ -15,7 +15,8 @@ with what to do; `supervisor events` has the moment, and `supervisor_advice_tota
 counts. An advice goes when the service has started again without showing it, or an hour
 after it was last seen.
 
-Look here by the words of your log, or by the code of the advice.
+Look here by the words of your log, or by the code of the advice. A running pod shows the same
+under `/help` of its page.
 
 | Code | What it is |
 |---|---|

@@ -75,16 +75,16 @@ export function concerns(snapshot) {
       make("div", {},
         make("div", {}, item.message, item.count > 1 ? ` (${item.count} times)` : ""),
         hint(item.hint),
-        more(item.link)),
+        more(item)),
     ]);
   });
 }
 
-/** Where it is explained: an address, or a page of the documentation. */
-function more(link) {
-  if (!link) return null;
-  if (!/^https:\/\//.test(link)) return make("div", { class: "quiet" }, `see ${link}`);
-  return make("a", { href: link, target: "_blank", rel: "noopener noreferrer" }, "more about this");
+/** Where it is explained: on a page of the pod, or elsewhere. */
+function more(item) {
+  const address = (item.link ?? "").replace(/^docs\/troubleshooting\.md#/, "/help#");
+  if (!/^(https:\/\/|\/help#)/.test(address)) return null;
+  return make("a", { href: address, target: "_blank", rel: "noopener noreferrer" }, "more about this");
 }
 
 const RESTING = ["stopped", "failed", "disabled"];
