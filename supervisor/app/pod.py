@@ -19,6 +19,7 @@ from supervisor.app.essentials import Essentials
 from supervisor.app.gpu_memory import GpuMemory
 from supervisor.app.ladder import Ladder
 from supervisor.app.links import links
+from supervisor.app.nodes import NodeKeeper
 from supervisor.app.preparation import prepare_machine
 from supervisor.app.reload import Reloader
 from supervisor.core.events import EventBus, Severity
@@ -71,11 +72,13 @@ class Pod:
         self.logs = LogStore(section.state_dir / "logs", boot.redactor.redact)
         self.ladder = Ladder(boot, self.state, self.bus)
         self.gpu_memory = GpuMemory(boot)
+        self.nodes = NodeKeeper(boot, self.state, self.bus)
         self.manager = ServiceManager(
             state=self.state,
             bus=self.bus,
             logs=self.logs,
             base_environment=boot.plan.base_environment,
+            hold=self.nodes.hold,
             released=self.gpu_memory.wait_released,
             adjust=self.ladder.adjust,
             gpu_busy=self.gpu_memory.busy,
@@ -140,6 +143,7 @@ class Pod:
                     infra.start_soon(self._part, "diagnosis", self.components.diagnose)
                     infra.start_soon(self._part, "ladder", self.components.ladder.run)
                     infra.start_soon(self._part, "monitor", self.components.monitor)
+                    infra.start_soon(self._part, "nodes", self.nodes.watch)
                     infra.start_soon(self._watch_failure)
                     infra.start_soon(self._mark_ready)
                     if self.boot.settings.idle.enabled:
@@ -352,12 +356,4 @@ def _first_snapshot(boot: Boot) -> Snapshot:
 
 def _notes(plan: Plan, boot: Boot) -> tuple[str, ...]:
     skipped = (f"{item.name} skipped: {item.reason}" for item in plan.skipped)
-    return (*boot.loaded.warnings, *plan.notes, *skipped, *_not_yet(boot))
-
-
-def _not_yet(boot: Boot) -> tuple[str, ...]:
-    """Settings that are read but have no effect yet: nobody may rely on them unknowingly."""
-    notes = []
-    if boot.settings.comfyui.update_nodes:
-        notes.append("node updates are not built yet: custom nodes stay as they are")
-    return tuple(notes)
+    return (*boot.loaded.warnings, *plan.notes, *skipped)

@@ -43,6 +43,7 @@ COMMANDS: dict[str, dict[str, str]] = {
         "reload": "apply a changed configuration",
         "shutdown": "stop the pod in order",
         "idle": "look at or postpone the idle shutdown",
+        "nodes": "custom nodes: what was updated, and the way back",
         "ladder": "look at or reset the steps that ComfyUI was taken down for lack of VRAM",
     },
     "Files": {

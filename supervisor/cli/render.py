@@ -294,6 +294,7 @@ def _host(status: Mapping[str, Any], paint: Paint) -> Iterator[str]:
     parts += [f"{clean(mount)} {size(disk['free_bytes'])} free" for mount, disk in disks]
     if parts:
         yield _line(paint, "host", "  ".join(parts))
+    yield from _nodes(status, paint)
     if idle.get("enabled"):
         yield _line(paint, "idle", idle_text(idle))
         if idle.get("problem"):
@@ -309,6 +310,18 @@ def idle_text(idle: Mapping[str, Any]) -> str:
     text = f"unused for {duration(idle.get('idle_s'))} of {duration(idle.get('limit_s'))}"
     left = idle.get("ends_in_s")
     return text if left is None else f"{text}, ends in {duration(left)}"
+
+
+def _nodes(status: Mapping[str, Any], paint: Paint) -> Iterator[str]:
+    nodes = status.get("nodes") or {}
+    states = [str(node["state"]) for node in nodes.get("nodes") or ()]
+    told = [
+        f"{states.count(s)} {s}" for s in ("updated", "current", "kept", "failed") if s in states
+    ]
+    if nodes.get("updating"):
+        told.append("updating")
+    if told:
+        yield _line(paint, "nodes", ", ".join(told))
 
 
 def _concerns(status: Mapping[str, Any], paint: Paint) -> Iterator[str]:

@@ -256,6 +256,26 @@ class BootStatus:
 
 
 @dataclass(frozen=True, slots=True)
+class NodeStatus:
+    """What the update did with one custom node. ``before`` and ``after`` are commits."""
+
+    name: str
+    state: str  # updated, current, kept, failed
+    before: str | None = None
+    after: str | None = None
+    message: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class NodesStatus:
+    """ComfyUI's custom nodes; ``torch_changes`` is what differs from the image's torch."""
+
+    updating: bool = False
+    nodes: tuple[NodeStatus, ...] = ()
+    torch_changes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class IdleStatus:
     """Idle shutdown: how long nothing happened and when the pod will stop."""
 
@@ -283,6 +303,7 @@ class Snapshot:
     downloads: DownloadsStatus = DownloadsStatus()
     sync: SyncStatus = SyncStatus()
     host: HostStatus = HostStatus()
+    nodes: NodesStatus = NodesStatus()
     idle: IdleStatus = IdleStatus()
     alerts: tuple[Alert, ...] = ()
     advice: tuple[Advice, ...] = ()

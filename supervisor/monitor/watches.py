@@ -36,6 +36,14 @@ def watches(snapshot: Snapshot, section: AlertsSection) -> Iterator[Watch]:
     for device in snapshot.gpu.devices:
         yield from _gpu(device, section)
     yield from _comfyui(snapshot, section)
+    changed = snapshot.nodes.torch_changes
+    yield Watch(
+        Rule("torch changed", 1.0, for_s=0.0),
+        float(bool(changed)),
+        f"ComfyUI's torch is not the image's any more: {', '.join(changed)}",
+        "`supervisor nodes rollback` brings it back, `supervisor nodes accept` keeps this one",
+        "error",
+    )
 
 
 def _host(snapshot: Snapshot, section: AlertsSection) -> Iterator[Watch]:

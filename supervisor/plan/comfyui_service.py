@@ -129,6 +129,7 @@ def _service(
     environment = {
         # ComfyUI-Manager then asks for a restart by <path>.reboot and exit 0.
         "__COMFY_CLI_SESSION__": str(session),
+        **_guarded(context, session.parent / "torch-constraints.txt"),
         **gpu.environment,
         **section.environment,
         **secrets,
@@ -154,11 +155,32 @@ def _service(
         stall_timeout_s=section.stall_timeout_s,
         safe_mode=section.safe_mode,
         planner_flags=arguments.planner_flags,
-        reasons=(*gpu.reasons, *arguments.reasons),
-        prepare=(EnsureDirectory(session.parent, own_user), *prepare),
+        reasons=(*gpu.reasons, *arguments.reasons, *_node_reasons(context)),
+        prepare=(
+            EnsureDirectory(session.parent, own_user),
+            # pip refuses to work when the file that it was told of does not exist.
+            EnsureLines(session.parent / "torch-constraints.txt", (), 0o644),
+            *prepare,
+        ),
         unavailable=unavailable,
         hint=hint,
     ), notes
+
+
+def _node_reasons(context: PlanContext) -> tuple[str, ...]:
+    section = context.settings.comfyui
+    if not section.update_nodes:
+        return ()
+    most_s = f"{section.update_nodes_timeout_s:g} s"
+    return (f"custom nodes are updated before the start, for at most {most_s}",)
+
+
+def _guarded(context: PlanContext, constraints: Path) -> dict[str, str]:
+    """Make installers of custom nodes (pip, and uv for ComfyUI-Manager) keep torch as it is."""
+    if not context.settings.comfyui.torch_guard:
+        return {}
+    names = ("PIP_CONSTRAINT", "UV_CONSTRAINT")
+    return {name: f"{context.environ.get(name, '')} {constraints}".strip() for name in names}
 
 
 def _basic_flags(context: PlanContext) -> list[Flag]:

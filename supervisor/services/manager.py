@@ -40,7 +40,7 @@ class ExitRequest:
 class ServiceManager:
     """Runs services.
 
-    ``base_environment`` holds no secret. ``released``, ``adjust`` and ``gpu_busy``: see
+    ``base_environment`` holds no secret. ``hold``, ``released``, ``adjust`` and ``gpu_busy``: see
     ``Surroundings``. ``launch`` replaces the start of real processes in tests;
     ``probed`` is told service, kind and seconds of every probe.
     """
@@ -52,6 +52,7 @@ class ServiceManager:
         bus: EventBus,
         logs: LogStore,
         base_environment: Mapping[str, str],
+        hold: Callable[[ServiceSpec], Awaitable[None]] | None = None,
         released: Callable[[ServiceSpec], Awaitable[str | None]] | None = None,
         adjust: Callable[[ServiceSpec, Classification], ServiceSpec | None] | None = None,
         gpu_busy: Callable[[], bool] = lambda: False,
@@ -71,6 +72,7 @@ class ServiceManager:
             note=lambda name, text: logs.service(name).note(text),
             given_up=self._given_up,
             rng=rng or random.Random(),
+            hold=hold,
             released=released,
             adjust=adjust,
             gpu_busy=gpu_busy,

@@ -231,6 +231,8 @@ class ServiceRunner:
             return None
         try:
             with anyio.CancelScope() as self._launching:
+                if self._around.hold is not None:
+                    await self._around.hold(self.spec)
                 if generation > 1:
                     await self._memory_released()
                 return await self._around.launch(self.spec, generation, self._command())

@@ -18,6 +18,7 @@ from supervisor.services.spec import ServiceSpec
 class Surroundings:
     """What every runner needs from outside.
 
+    ``hold`` returns when the service may start, first or again.
     ``released`` returns when the GPU memory of the former life was given back, or a
     sentence when it was not.
     ``adjust`` may return another spec after an exit (a step down the VRAM ladder).
@@ -30,6 +31,7 @@ class Surroundings:
     note: Callable[[str, str], None]
     given_up: Callable[[ServiceSpec, Classification, Exit | None], None]
     rng: random.Random
+    hold: Callable[[ServiceSpec], Awaitable[None]] | None = None
     released: Callable[[ServiceSpec], Awaitable[str | None]] | None = None
     adjust: Callable[[ServiceSpec, Classification], ServiceSpec | None] | None = None
     gpu_busy: Callable[[], bool] = lambda: False

@@ -60,7 +60,13 @@ def test_comfyui_is_run_in_place_with_probes_and_a_marker_for_planned_restarts()
     assert spec.liveness is not None
     assert spec.liveness.probe == HttpProbe("http://127.0.0.1:8188/prompt")
     marker = Path(spec.environment["__COMFY_CLI_SESSION__"])
-    assert spec.prepare == (EnsureDirectory(marker.parent, 0o700),)
+    constraints = marker.parent / "torch-constraints.txt"
+    assert spec.prepare == (
+        EnsureDirectory(marker.parent, 0o700),
+        EnsureLines(constraints, (), 0o644),  # pip fails when it is told of a missing file
+    )
+    assert spec.environment["PIP_CONSTRAINT"] == spec.environment["UV_CONSTRAINT"]
+    assert spec.environment["PIP_CONSTRAINT"] == str(constraints)
 
 
 @pytest.mark.parametrize("grace_s", [2.0, 9.0, 30.0])
@@ -98,8 +104,7 @@ def test_a_models_directory_elsewhere_is_made_known_to_comfyui() -> None:
     old = machine(CARDS["l4-23034"], COMFYUI["0.3.10-normalvram"])
     spec = service("comfyui", facts=old, models={"directory": "/m"})
     path = Path(spec.command[spec.command.index("--extra-model-paths-config") + 1])
-    (lines,) = [step for step in spec.prepare if isinstance(step, EnsureLines)]
-    assert lines.path == path
+    (lines,) = [s for s in spec.prepare if isinstance(s, EnsureLines) and s.path == path]
     assert lines.lines[:3] == ("supervisor:", '  base_path: "/m"', "  is_default: true")
     assert "  loras: loras" in lines.lines
 
