@@ -23,11 +23,13 @@ class _Direct:
         return Resolved(request.url)
 
 
-async def _main(spec: dict[str, object], *, verify: bool, fsync: bool) -> None:
+async def _main(spec: dict[str, object], *, verify: bool, fsync: bool, connections: int) -> None:
     files, out = spec["files"], Path(str(spec["out"]))
     assert isinstance(files, dict)
     queue = iter(files.items())
-    async with SegmentedDownloader(ca_file=Path(str(spec["ca"])), fsync=fsync) as engine:
+    async with SegmentedDownloader(
+        ca_file=Path(str(spec["ca"])), fsync=fsync, connections=connections
+    ) as engine:
 
         async def worker() -> None:
             for name, sha256 in queue:
@@ -47,6 +49,7 @@ if __name__ == "__main__":
     parser.add_argument("--verify", action="store_true")
     parser.add_argument("--uvloop", action="store_true")
     parser.add_argument("--no-fsync", action="store_true")
+    parser.add_argument("--connections", type=int, default=16)
     options = parser.parse_args()
     factory = None
     if options.uvloop:
@@ -59,5 +62,6 @@ if __name__ == "__main__":
                 json.loads(options.spec.read_text()),
                 verify=options.verify,
                 fsync=not options.no_fsync,
+                connections=options.connections,
             )
         )

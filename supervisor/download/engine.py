@@ -18,6 +18,7 @@ import anyio
 from supervisor.core.retry import Backoff
 from supervisor.download.attempts import Sources, Tries, place
 from supervisor.download.intake import in_thread
+from supervisor.download.lane import LANES, Lanes
 from supervisor.download.limits import BufferPool, HostGate, RateLimiter
 from supervisor.download.meter import Meter
 from supervisor.download.partial import BusyError, Identity, PartFile
@@ -34,7 +35,12 @@ from supervisor.download.simple import BUSY_POLL_S, SimpleDownloader
 from supervisor.download.small import receive_small
 from supervisor.download.storage import disk_errors, existing_file
 from supervisor.download.transfer import Transfer
-from supervisor.download.transport import NoRangeError, RemoteChangedError, open_session
+from supervisor.download.transport import (
+    NoRangeError,
+    RemoteChangedError,
+    open_session,
+    tls_context,
+)
 from supervisor.download.verify import MalformedFileError
 from supervisor.errors import (
     ChecksumMismatchError,
@@ -61,13 +67,15 @@ class SegmentedDownloader:
         backoff: Backoff | None = None,
         thread_nice: int = 0,
         ca_file: Path | None = None,
+        lanes: int = LANES,
     ) -> None:
         """Set the limits.
 
         ``connections`` per file and ``per_host`` at most; ``drop_cache`` keeps downloaded
         bytes out of the page cache; ``attempts`` counts failures in a row without a new
         byte before ``fetch`` raises; ``thread_nice`` lowers the CPU share of hashing and
-        writing on small machines.
+        writing on small machines; ``lanes`` pieces at a time are received by threads, all
+        others on the event loop.
         """
         self._connections = connections
         self._per_host = per_host
@@ -79,15 +87,25 @@ class SegmentedDownloader:
         self._backoff = backoff or Backoff(initial_s=0.5, max_s=30.0)
         self._thread_nice = thread_nice
         self._ca_file = ca_file
+        self._lanes = lanes
         self._stack = AsyncExitStack()
         self._resources: Resources | None = None
 
     async def __aenter__(self) -> Self:
-        session = await self._stack.enter_async_context(await open_session(ca_file=self._ca_file))
+        tls = await tls_context(self._ca_file)
+        session = await self._stack.enter_async_context(open_session(tls))
+        lanes = Lanes(
+            self._threads("download-lane", max(1, self._lanes)),
+            count=self._lanes,
+            tls=tls,
+            timeout_s=self._stall_timeout_s,
+        )
+        self._stack.callback(lanes.close)
         self._resources = Resources(
             session=session,
             threads=self._threads("download-disk", WRITERS),
             hashers=self._threads("download-hash", max(2, (os.cpu_count() or 2) // 2)),
+            lanes=lanes,
             gate=HostGate(self._per_host),
             limiter=RateLimiter(self._rate),
             pool=BufferPool(),

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 INTERVAL_S = 0.25
 FACTOR = 1.1  # more connections must bring so much, or their number stays
 HELD_STEPS = 4
+PROBE_STEPS = 2  # new connections need a moment to gather speed
 PAUSE_S = 5.0
 
 
@@ -15,7 +16,8 @@ class Growth:
     """The target number of connections, from the throughput they brought so far.
 
     It doubles while that pays. Then, once a second, a quarter more is tried, because the
-    first seconds may have been a burst; what brings nothing is taken back.
+    first seconds may have been a burst. What brings nothing is taken back: where the network
+    is not the limit, each connection more only costs CPU.
     """
 
     most: int
@@ -34,8 +36,10 @@ class Growth:
         rate = (fetched - self.fetched) / elapsed_s
         self.at_s, self.fetched = now_s, fetched
         if rate > self.best * FACTOR:
-            self.best, self.held, self.before_probe = rate, 0, None
+            self.best, self.held, self.before_probe = rate, 0, self.target
             self.target = min(self.most, self.target * 2)
+        elif self.before_probe is not None and self.held < PROBE_STEPS - 1:
+            self.held += 1
         elif self.before_probe is not None:
             self.target, self.before_probe, self.held = self.before_probe, None, 0
         elif self.held >= HELD_STEPS and self.target < self.most:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import heapq
+import threading
 import time
 from collections import Counter, deque
 from collections.abc import AsyncIterator, Callable
@@ -26,16 +27,18 @@ class RateLimiter:
         self._clock = clock
         self._tokens = 0.0
         self._at_s = clock()
+        self._lock = threading.Lock()
 
     def charge(self, count: int) -> float:
-        """Take ``count`` bytes; return the seconds to wait before reading on."""
+        """Take ``count`` bytes; return the seconds to wait before reading on. Any thread."""
         rate = self.bytes_per_s
         if rate is None:
             return 0.0
-        now_s = self._clock()
-        earned = self._tokens + (now_s - self._at_s) * rate
-        self._tokens, self._at_s = min(earned, rate * self.BURST_S) - count, now_s
-        return max(0.0, -self._tokens / rate)
+        with self._lock:
+            now_s = self._clock()
+            earned = self._tokens + (now_s - self._at_s) * rate
+            self._tokens, self._at_s = min(earned, rate * self.BURST_S) - count, now_s
+            return max(0.0, -self._tokens / rate)
 
     def step(self, wanted: int) -> int:
         """At most how many bytes to read in one go, so that a low limit stays smooth."""

@@ -14,6 +14,7 @@ import aiohttp
 
 from supervisor.download.limits import BLOCK_BYTES
 from supervisor.download.segments import Span
+from supervisor.download.watch import Stretch
 from supervisor.errors import TransientTransferError
 
 if TYPE_CHECKING:
@@ -25,19 +26,16 @@ def can_take_over(response: aiohttp.ClientResponse) -> bool:
     return response.content_length is not None and "Transfer-Encoding" not in response.headers
 
 
-class Receiver(asyncio.BufferedProtocol):
+class Receiver(Stretch, asyncio.BufferedProtocol):
     """Receives the body of one answer into ``span``'s place in the file."""
 
     def __init__(self, span: Span, intake: Intake, where: str) -> None:
-        self.span = span
+        super().__init__(span)
         self.fill = 0
         self.fill_since_s = 0.0
-        self.bytes_at_tick = span.position
-        self.slow_since_s = 0.0
         self._intake = intake
         self._where = where
         self._loop = asyncio.get_running_loop()
-        self.last_byte_s = self.slow_since_s = self._loop.time()
         self._done: asyncio.Future[None] = self._loop.create_future()
         self._body_end = span.end
         self._block: bytearray | None = None

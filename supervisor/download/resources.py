@@ -9,6 +9,7 @@ import aiohttp
 
 from supervisor.core.retry import Backoff
 from supervisor.download.intake import Intake
+from supervisor.download.lane import Lanes
 from supervisor.download.limits import BufferPool, HostGate, RateLimiter
 from supervisor.download.meter import Meter
 from supervisor.download.partial import PartFile
@@ -25,6 +26,7 @@ class Resources:
     session: aiohttp.ClientSession
     threads: Executor
     hashers: Executor
+    lanes: Lanes
     gate: HostGate
     limiter: RateLimiter
     pool: BufferPool

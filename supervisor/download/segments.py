@@ -6,6 +6,7 @@ lowest missing bytes first, so that a hash can follow the contiguous prefix.
 
 from __future__ import annotations
 
+import threading
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -73,6 +74,7 @@ class Span:
     position: int
     end: int
     rate_bytes_per_s: float = 0.0  # as last measured; the caller keeps it
+    _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
     @property
     def left(self) -> int:
@@ -83,6 +85,20 @@ class Span:
     def seconds_left(self) -> float:
         """How long the rest will take at the last rate."""
         return self.left / max(self.rate_bytes_per_s, 1.0)
+
+    def advance(self, count: int) -> int:
+        """So many bytes more have come; how many of them belong here. From any thread."""
+        with self._lock:
+            count = max(0, min(count, self.end - self.position))
+            self.position += count
+            return count
+
+    def halve(self) -> Span:
+        """Give the second half of the rest away. From any thread."""
+        with self._lock:
+            middle = self.position + self.left // 2
+            stolen, self.end = Span(middle, self.end), middle
+            return stolen
 
 
 @dataclass(slots=True)
@@ -149,9 +165,7 @@ class SegmentMap:
         if not victims:
             return None
         victim = max(victims, key=lambda span: span.seconds_left)
-        middle = victim.position + victim.left // 2
-        stolen = Span(middle, victim.end)
-        victim.end = middle
+        stolen = victim.halve()
         self.active.append(stolen)
         return stolen
 

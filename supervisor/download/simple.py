@@ -39,6 +39,7 @@ from supervisor.download.transport import (
     Reply,
     open_range,
     open_session,
+    tls_context,
     validator,
 )
 from supervisor.download.verify import MalformedFileError, check_hash, check_start, hash_range
@@ -79,7 +80,7 @@ class SimpleDownloader:
 
     async def __aenter__(self) -> Self:
         if self._session is None:
-            self._session = await open_session(ca_file=self._ca_file)
+            self._session = open_session(await tls_context(self._ca_file))
         return self
 
     async def __aexit__(

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
-import os
 from collections.abc import Coroutine
-from contextlib import AsyncExitStack
-from statistics import median
+from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -20,14 +17,22 @@ from supervisor.download.attempts import (
     identify,
     resumable,
 )
+from supervisor.download.follow import Follower
 from supervisor.download.growth import Growth
 from supervisor.download.intake import Intake, in_thread
+from supervisor.download.lane import Errand
 from supervisor.download.meter import Meter
 from supervisor.download.partial import PartFile, reserved_bytes
 from supervisor.download.receive import Receiver, can_take_over
 from supervisor.download.request import DownloadRequest, Resolved
 from supervisor.download.resources import Resources
-from supervisor.download.segments import SMALLEST_PIECE_BYTES, SegmentMap, Span, piece_bytes
+from supervisor.download.segments import (
+    MIB,
+    SMALLEST_PIECE_BYTES,
+    SegmentMap,
+    Span,
+    piece_bytes,
+)
 from supervisor.download.storage import check_room, disk_errors
 from supervisor.download.transport import (
     Link,
@@ -39,15 +44,11 @@ from supervisor.download.transport import (
     show_url,
     validator,
 )
-from supervisor.download.verify import check_hash, check_start, hash_range
-from supervisor.errors import ChecksumMismatchError, TransientTransferError
+from supervisor.download.watch import judge
+from supervisor.download.wire import DeclinedError
+from supervisor.errors import TransientTransferError
 
-MIB = 1024 * 1024
 TICK_S = 0.1
-SLOW_SHARE = 0.1  # of the median of its siblings: such a connection is replaced
-SLOW_AFTER_S = 5.0
-HASH_STEP_BYTES = 4 * MIB
-HASH_MOST_BYTES = 32 * MIB
 EARLY_BYTES = MIB  # what aiohttp may hold before a receiver takes the connection over
 
 
@@ -86,7 +87,12 @@ class Transfer:
         )
         self._error: Exception | None = None
         self._fetched_all = anyio.Event()
-        self._digest = hashlib.sha256() if resolved.sha256 else None
+        self._follower = Follower(
+            part,
+            expected=resolved.sha256,
+            threads=resources.hashers,
+            drop_cache=resources.drop_cache,
+        )
 
     async def open(self, stack: AsyncExitStack) -> tuple[Reply, Span | None]:
         """Ask for the first missing piece; the answer tells everything about the file.
@@ -144,31 +150,13 @@ class Transfer:
         self._raise(intake)
 
     async def verify(self) -> str | None:
-        """Compare the hash of a complete file; locate what the disk has damaged.
-
-        Raises:
-            TransientTransferError: some blocks are to be fetched again.
-            ChecksumMismatchError: the server's bytes are not the announced ones.
-        """
-        expected, digest = self._resolved.sha256, self._digest
-        if expected is None or digest is None:
-            return None
-        try:
-            check_hash(self._request.name, expected=expected, actual=digest.hexdigest())
-        except ChecksumMismatchError:
-            damaged = await in_thread(self._resources.threads, self._part.damaged)
-            if not damaged:
-                raise
-            await in_thread(self._resources.threads, lambda: self._part.forget(damaged))
-            raise TransientTransferError(
-                f"Cannot use {self._request.name}: the disk changed {len(damaged)} blocks"
-            ) from None
-        return expected
+        """See ``Follower.verify``."""
+        return await self._follower.verify(self._request.name)
 
     async def follow_to_end(self) -> None:
         """Check and hash a part file that was complete from the start."""
         self._size = self._part.written.prefix_end
-        await self._advance(0, self._size, checked=False)
+        await self._follower.advance(self._size, self._size)
 
     def _reserve(self) -> None:
         part = self._part
@@ -181,25 +169,38 @@ class Transfer:
             part.allocate(self._size)
 
     async def _ask(self, stack: AsyncExitStack, start: int, end: int) -> Reply:
-        resources, identity, link = self._resources, self._part.identity, self._link
-        if_range = validator(identity.etag, identity.modified) if identity else None
-        if self._lenient:
-            if_range = None
-        priority = resources.priority(self._request, first=self._workers <= 1)
-        host = urlsplit(link.url).netloc.rpartition("@")[2]
-        await stack.enter_async_context(resources.gate.slot(host, priority))
-        return await stack.enter_async_context(
+        resources, link = self._resources, self._link
+        await stack.enter_async_context(self._slot())
+        reply = await stack.enter_async_context(
             open_range(
                 resources.session,
                 link,
                 start=start,
                 end=end,
-                if_range=if_range,
+                if_range=self._if_range(),
                 timeout_s=resources.stall_timeout_s,
                 sock_read_s=resources.stall_timeout_s,
                 buffer_bytes=EARLY_BYTES,
             )
         )
+        resources.lanes.learn(reply)
+        return reply
+
+    def _slot(self) -> AbstractAsyncContextManager[None]:
+        priority = self._resources.priority(self._request, first=self._workers <= 1)
+        host = urlsplit(self._link.url).netloc.rpartition("@")[2]
+        return self._resources.gate.slot(host, priority)
+
+    def _if_range(self) -> str | None:
+        identity = self._part.identity
+        if identity is None or self._lenient:
+            return None
+        return validator(identity.etag, identity.modified)
+
+    def _same_place(self) -> bool:
+        known = self._part.identity
+        here = known is not None and known.origin == show_url(self._resolved.url)
+        return here and not self._lenient
 
     def _check(self, reply: Reply, start: int) -> None:
         known, where = self._part.identity, show_url(reply.link.url)
@@ -207,12 +208,11 @@ class Transfer:
             raise RemoteChangedError(f"Cannot resume {where}: the remote file changed")
         if not can_take_over(reply.response) or reply.start != start:
             raise NoRangeError(f"Cannot resume {where}: the server changed its manner")
-        same_place = (
-            not self._lenient and known is not None and known.origin == show_url(self._resolved.url)
-        )
         if reply.total != self._size or (
             known is not None
-            and (known.size_bytes != reply.total or (same_place and known.etag != reply.etag))
+            and (
+                known.size_bytes != reply.total or (self._same_place() and known.etag != reply.etag)
+            )
         ):
             raise RemoteChangedError(f"Cannot resume {where}: the remote file changed")
 
@@ -234,8 +234,21 @@ class Transfer:
                 await self._guard(group, self._fetch(intake, new))
         finally:
             self._workers -= 1
+            if self._segments.finished:
+                self._fetched_all.set()
 
     async def _fetch(self, intake: Intake, span: Span) -> None:
+        if self._resources.lanes.usable(self._link):
+            try:
+                await self._fetch_in_lane(intake, span)
+            except DeclinedError:
+                pass  # nothing came; aiohttp finds out why
+            except BaseException:
+                self._segments.release(span)
+                raise
+            else:
+                self._segments.release(span)
+                return
         async with AsyncExitStack() as stack:
             try:
                 reply = await self._ask(stack, span.position, span.end)
@@ -244,6 +257,20 @@ class Transfer:
                 self._segments.release(span)
                 raise
             await self._receive(intake, stack, reply, span)
+
+    async def _fetch_in_lane(self, intake: Intake, span: Span) -> None:
+        known, link = self._part.identity, self._link
+        errand = Errand(
+            link,
+            show_url(link.url),
+            span.position,
+            span.end,
+            self._size,
+            etag=known.etag if known is not None and self._same_place() else None,
+            if_range=self._if_range(),
+        )
+        async with self._slot():
+            await self._resources.lanes.fetch(errand, span, intake)
 
     async def _receive(
         self, intake: Intake, stack: AsyncExitStack, reply: Reply, span: Span
@@ -317,13 +344,16 @@ class Transfer:
         last_s = anyio.current_time()
         while not self._segments.finished:
             self._grow(intake, group)
-            await anyio.sleep(TICK_S)
+            with anyio.move_on_after(TICK_S):
+                await self._fetched_all.wait()
             now_s = anyio.current_time()
-            for receiver in list(intake.receivers):
-                self._judge(receiver, now_s, now_s - last_s, intake)
+            judge(
+                intake.connections,
+                elapsed_s=now_s - last_s,
+                stall_timeout_s=self._resources.stall_timeout_s,
+            )
             last_s = now_s
             intake.tick()
-            self._meter.tick()
             if intake.error is not None:
                 group.cancel_scope.cancel()
         # Idle workers have ended by themselves; the last writes end in ``drain``.
@@ -331,66 +361,17 @@ class Transfer:
 
     def _grow(self, intake: Intake, group: TaskGroup) -> None:
         growth, segments = self._growth, self._segments
-        saturated = len(intake.receivers) >= growth.target
+        saturated = len(intake.connections) >= growth.target
         growth.step(anyio.current_time(), self._meter.fetched, saturated=saturated)
         useful = min(growth.target, 1 + segments.left // (2 * MIB))
         if segments.pending or len(segments.active) < useful:
             for _ in range(useful - self._workers):
                 group.start_soon(self._work, intake, group)
 
-    def _judge(self, receiver: Receiver, now_s: float, elapsed_s: float, intake: Intake) -> None:
-        span = receiver.span
-        rate = (span.position - receiver.bytes_at_tick) / max(elapsed_s, 0.001)
-        receiver.bytes_at_tick = span.position
-        span.rate_bytes_per_s += 0.2 * (rate - span.rate_bytes_per_s)
-        if receiver.held:
-            receiver.slow_since_s = now_s
-            return
-        if now_s - receiver.last_byte_s > self._resources.stall_timeout_s:
-            receiver.abort("it stalled")
-            return
-        siblings = [other.span.rate_bytes_per_s for other in intake.receivers]
-        crawls = len(siblings) > 2 and span.rate_bytes_per_s < SLOW_SHARE * median(siblings)
-        if not crawls:
-            receiver.slow_since_s = now_s
-        elif now_s - receiver.slow_since_s > SLOW_AFTER_S:
-            receiver.abort("far slower than its siblings")
-
     async def _follow(self, intake: Intake, group: TaskGroup) -> None:
-        """Check the first bytes and hash the contiguous prefix as it grows."""
-        position, checked = 0, False
         try:
-            while position < self._size and intake.error is None:
-                moved = intake.moved
-                end = self._part.prefix_end()
-                if end - position >= HASH_STEP_BYTES or (end == self._size and end > position):
-                    checked = await self._advance(
-                        position, min(end, position + HASH_MOST_BYTES), checked=checked
-                    )
-                    position = min(end, position + HASH_MOST_BYTES)
-                elif not checked and end > 0 and intake.receivers:
-                    checked = await self._advance(0, 0, checked=False, available=end)
-                    with anyio.move_on_after(TICK_S):
-                        await moved.wait()
-                else:
-                    await moved.wait()
+            await self._follower.run(intake, self._size)
         except Exception as exc:  # noqa: BLE001  (raised again by ``run``)
             self._fail(group, exc)
         if intake.error is not None:
             group.cancel_scope.cancel()
-
-    async def _advance(
-        self, start: int, end: int, *, checked: bool, available: int | None = None
-    ) -> bool:
-        fd, name, digest = self._part.fd, self._part.destination.name, self._digest
-
-        def work() -> bool:
-            done = checked or check_start(fd, self._size, name, available or end)
-            if digest is not None:
-                hash_range(fd, digest, start, end)
-            if self._resources.drop_cache and end > start:
-                os.posix_fadvise(fd, start, end - start, os.POSIX_FADV_DONTNEED)
-            return done
-
-        with disk_errors(self._part.destination):
-            return await in_thread(self._resources.hashers, work)

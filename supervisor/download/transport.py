@@ -86,9 +86,13 @@ class Reply:
     modified: str | None
 
 
-async def open_session(
-    *, connections: int = 0, ca_file: Path | None = None
-) -> aiohttp.ClientSession:
+async def tls_context(ca_file: Path | None = None) -> ssl.SSLContext:
+    """Read the certificates to trust: 50 to 150 ms for the system's, so in a thread."""
+    cafile = str(ca_file) if ca_file else None
+    return await run_sync(lambda: ssl.create_default_context(cafile=cafile))
+
+
+def open_session(tls: ssl.SSLContext, *, connections: int = 0) -> aiohttp.ClientSession:
     """Make the session of one engine.
 
     Cookies are never kept: they would cross hosts. ``trust_env`` stays off: besides the
@@ -97,11 +101,8 @@ async def open_session(
     IPv6 is tried first and IPv4 a quarter of a second later (aiohttp's happy eyeballs).
     ``connections`` of 0 leaves the limit to the caller.
     """
-    # Reading the system's certificates takes 50 to 150 ms: not on the event loop.
-    cafile = str(ca_file) if ca_file else None
-    context = await run_sync(lambda: ssl.create_default_context(cafile=cafile))
     return aiohttp.ClientSession(
-        connector=aiohttp.TCPConnector(limit=connections, ssl=context, ttl_dns_cache=60),
+        connector=aiohttp.TCPConnector(limit=connections, ssl=tls, ttl_dns_cache=60),
         cookie_jar=aiohttp.DummyCookieJar(),
         timeout=aiohttp.ClientTimeout(total=None, sock_connect=30),
         headers={"Accept-Encoding": "identity", "User-Agent": "comfypod-supervisor"},
@@ -165,7 +166,7 @@ async def _follow(
         plain = proxy_headers if link.url.startswith("http:") else {}
         with anyio.fail_after(timeout_s):
             response = await session.get(
-                _as_is(link.url),
+                literal_url(link.url),
                 headers={**link.headers, **headers, **plain},
                 allow_redirects=False,
                 proxy=proxy,
@@ -208,12 +209,12 @@ def proxy_for(url: str) -> tuple[str | None, dict[str, str]]:
 
 
 def _redirected(link: Link, location: str) -> Link:
-    target = _as_is(link.url).join(_as_is(location)) if location else None
+    target = literal_url(link.url).join(literal_url(location)) if location else None
     if target is None or target.scheme not in ("http", "https"):
         raise PermanentTransferError(
             f"Cannot download {show_url(link.url)}: it redirects to nowhere usable"
         )
-    source = _as_is(link.url)
+    source = literal_url(link.url)
     upgraded = (source.scheme, target.scheme) == ("http", "https")
     same_port = source.port == target.port or (upgraded and target.is_default_port())
     keeps = source.host == target.host and same_port
@@ -221,8 +222,8 @@ def _redirected(link: Link, location: str) -> Link:
     return Link(str(target), link.headers if keeps else {}, signed=True)
 
 
-def _as_is(url: str) -> URL:
-    # Re-quoting may change a signed query, so a clean address is taken literally.
+def literal_url(url: str) -> URL:
+    """Parse an address; a clean one is taken literally: re-quoting may break a signature."""
     literal = url.isascii() and not any(c <= " " or c in '"<>\\^`{|}' for c in url)
     return URL(url, encoded=literal)
 
@@ -241,7 +242,7 @@ def _whole_is_better(response: aiohttp.ClientResponse, link: Link) -> bool:
     if response.status != 206:
         return response.status == 416
     try:
-        first, _, total = _content_range(response.headers.get("Content-Range", ""), link)
+        first, _, total = content_range(response.headers.get("Content-Range", ""), link)
     except NoRangeError:
         return True
     return first != 0 or total is None or _is_encoded(response)
@@ -253,7 +254,7 @@ def _read_headers(response: aiohttp.ClientResponse, link: Link, start: int) -> R
     if response.status == 206:
         if encoded:
             raise NoRangeError(f"Cannot resume {show_url(link.url)}: its parts are compressed")
-        first, last, total = _content_range(headers.get("Content-Range", ""), link)
+        first, last, total = content_range(headers.get("Content-Range", ""), link)
         if first != start or (length is not None and length != last - first + 1):
             raise NoRangeError(
                 f"Cannot resume {show_url(link.url)}: asked for byte {start}, got byte {first}"
@@ -278,7 +279,12 @@ def _read_headers(response: aiohttp.ClientResponse, link: Link, start: int) -> R
     )
 
 
-def _content_range(value: str, link: Link) -> tuple[int, int, int | None]:
+def content_range(value: str, link: Link) -> tuple[int, int, int | None]:
+    """First byte, last byte and size of the whole (None while unknown).
+
+    Raises:
+        NoRangeError: nothing of that kind.
+    """
     try:
         unit, _, rest = value.strip().partition(" ")
         span, _, total = rest.partition("/")

@@ -16,10 +16,11 @@ import pytest
 from supervisor.download import engine as engine_module
 from supervisor.download import storage, transport
 from supervisor.download.engine import SegmentedDownloader
+from supervisor.download.ledger import Ledger
 from supervisor.download.limits import BufferPool
-from supervisor.download.meter import Meter
 from supervisor.download.partial import PartFile
 from supervisor.download.request import Progress
+from supervisor.download.wire import Wire
 from supervisor.errors import DiskFullError, TransientTransferError
 from tests.support.bad_origin import Ask, Fault, serve
 from tests.support.downloads import QUICK, Direct, Log, only, random_bytes, wanted
@@ -82,12 +83,14 @@ async def test_few_buffers_slow_down_but_break_nothing(
         assert (tmp_path / "model.bin").read_bytes() == DATA
 
 
+@pytest.mark.parametrize("lanes", [0, 16])
 @pytest.mark.parametrize("slow", ["write", "flush"])
 async def test_a_slow_disk_never_exposes_more_than_8_mib(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, slow: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, slow: str, lanes: int
 ) -> None:
     """Whatever crash comes: received but not yet safe stays bounded, whoever is slow."""
-    write, checkpoint, add = PartFile.write, PartFile.checkpoint, Meter.add
+    write, checkpoint = PartFile.write, PartFile.checkpoint
+    arrived, receive = Ledger.arrived, Wire.receive
     received = written = safe = most = 0
     counter = threading.Lock()
 
@@ -105,16 +108,26 @@ async def test_a_slow_disk_never_exposes_more_than_8_mib(
         checkpoint(part)
         safe = max(safe, covered)
 
-    def counting(meter: Meter, count: int) -> None:
+    def count_in(count: int) -> None:
         nonlocal received, most
-        received += count
-        most = max(most, received - safe)
-        add(meter, count)
+        with counter:
+            received += count
+            most = max(most, received - safe)
+
+    def counting(ledger: Ledger, count: int) -> None:
+        count_in(count)
+        arrived(ledger, count)
+
+    def receiving(wire: Wire, into: memoryview, *, expected: int) -> int:
+        count = receive(wire, into, expected=expected)
+        count_in(count)
+        return count
 
     monkeypatch.setattr(PartFile, "write", slow_write)
     monkeypatch.setattr(PartFile, "checkpoint", slow_checkpoint)
-    monkeypatch.setattr(Meter, "add", counting)
-    async with serve(DATA) as origin, make(connections=32, fsync=True) as engine:
+    monkeypatch.setattr(Ledger, "arrived", counting)
+    monkeypatch.setattr(Wire, "receive", receiving)
+    async with serve(DATA) as origin, make(connections=32, fsync=True, lanes=lanes) as engine:
         await engine.fetch(wanted(tmp_path, origin.url), Direct(), Log())
     # Each of 32 connections may take one last small read, and what aiohttp held already.
     assert 4 * MIB < most <= 8 * MIB + 32 * 64 * 1024

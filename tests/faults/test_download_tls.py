@@ -1,10 +1,11 @@
-"""TLS, on both event loops: the receiver takes encrypted connections over as well."""
+"""TLS, on both event loops: receivers and lanes take encrypted answers as well."""
 
 from __future__ import annotations
 
 import importlib.util
 import ssl
 import subprocess
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +68,7 @@ async def test_many_encrypted_connections(tmp_path: Path, certificate: Path, beh
         async with _make(certificate) as engine:
             request = wanted(folder, origin.url, sha256=origin.sha256)
             result = await engine.fetch(request, Direct(), Log())
+            assert any(t.name.startswith("download-lane") for t in threading.enumerate())
         assert result.sha256 == origin.sha256
         assert origin.most_open > 1
         assert request.destination.read_bytes() == DATA
