@@ -21,16 +21,9 @@ from supervisor.config.settings import ModelsSection
 from supervisor.core.status import DownloadsStatus, DownloadState
 from supervisor.download.request import DownloadRequest
 from supervisor.errors import ControlError, ExitCode
-from supervisor.models.operations import (
-    StatusCallback,
-    Verdict,
-    Verified,
-    discard_damaged,
-    evict,
-    pull,
-    verify,
-)
+from supervisor.models.operations import StatusCallback, evict, pull, verify
 from supervisor.models.organizer import organize
+from supervisor.models.verifier import Verdict, Verified, discard_damaged
 from supervisor.models.workflow_plan import Item
 
 

@@ -347,6 +347,9 @@ class ModelsSection(Section):
     drop_cache: bool = Field(
         False, description="Drop downloaded bytes from the page cache, for tight memory limits."
     )
+    verify_interval_h: float = Field(
+        24.0, ge=0, description="Hours between readings of all models that repair them; 0 never."
+    )
     organize: bool = Field(True, description="Sort files of downloads_directory by kind.")
     store: Path | None = Field(None, description="Content-addressed store shared by pods.")
     store_staging: Path | None = Field(

@@ -2,29 +2,21 @@
 
 from __future__ import annotations
 
-import ctypes
-import platform
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
-from enum import StrEnum
-from functools import partial
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
 
 import anyio
-import anyio.from_thread
-import anyio.to_thread
 
 from supervisor.config.settings import ModelsSection
 from supervisor.config.units import parse_size_bytes
 from supervisor.core.events import EventBus
 from supervisor.core.state import StateStore
 from supervisor.core.status import DownloadsStatus
-from supervisor.download.request import DownloadRequest, Resolver
-from supervisor.errors import ControlError, TransferError
+from supervisor.download.request import DownloadRequest
+from supervisor.errors import ControlError
 from supervisor.models.manager import ModelManager
 from supervisor.models.runtime import opened_downloader, opened_sources
-from supervisor.models.store import ModelStore, StoredObject, hash_file, is_object
+from supervisor.models.store import ModelStore, StoredObject
+from supervisor.models.verifier import Verified, verify_one
 
 # A person waits here: the daemon never gives up, a command does.
 PULL_TRIES = 5
@@ -73,36 +65,6 @@ async def _report(state: StateStore, on_status: StatusCallback) -> None:
 # -- verify -------------------------------------------------------------------------------
 
 
-class Verdict(StrEnum):
-    """What a re-hash found."""
-
-    OK = "ok"
-    MISSING = "missing"
-    DAMAGED = "damaged"
-    UNKNOWN = "unknown"  # no source tells the hash
-
-
-@dataclass(frozen=True, slots=True)
-class Verified:
-    """One file. ``found`` is its hash now, when it was computed."""
-
-    request: DownloadRequest
-    verdict: Verdict
-    expected: str | None = None
-    found: str | None = None
-    reason: str = ""
-
-    def to_json(self) -> dict[str, Any]:
-        """Render for ``--json``."""
-        return {
-            "name": self.request.name,
-            "verdict": str(self.verdict),
-            "expected": self.expected,
-            "found": self.found,
-            "reason": self.reason,
-        }
-
-
 async def verify(
     requests: Sequence[DownloadRequest],
     *,
@@ -119,77 +81,10 @@ async def verify(
         for request in requests:
             if request.directory:
                 continue
-            verdict = await _verify_one(request, resolvers)
+            verdict = await verify_one(request, resolvers)
             verdicts.append(verdict)
             on_verdict(verdict)
     return verdicts
-
-
-async def _verify_one(request: DownloadRequest, resolvers: Mapping[str, Resolver]) -> Verified:
-    path = request.destination
-    try:
-        size = (await anyio.to_thread.run_sync(path.stat)).st_size
-    except OSError as exc:
-        return Verified(request, Verdict.MISSING, reason=exc.strerror or str(exc))
-    expected, expected_size = request.sha256, request.size_bytes
-    if expected is None:
-        try:
-            resolved = await resolvers[request.source].resolve(request)
-        except TransferError as exc:
-            return Verified(request, Verdict.UNKNOWN, reason=exc.message)
-        expected = resolved.sha256
-        expected_size = resolved.size_bytes if expected_size is None else expected_size
-    if expected_size not in (None, size):
-        reason = f"{size} bytes, {expected_size} are expected"
-        return Verified(request, Verdict.DAMAGED, expected, reason=reason)
-    if expected is None:
-        return Verified(request, Verdict.UNKNOWN, reason="no source tells its hash")
-    pause = anyio.from_thread.check_cancelled
-    found = await anyio.to_thread.run_sync(partial(_hash_gently, path, pause))
-    if found == expected:
-        return Verified(request, Verdict.OK, expected, found)
-    return Verified(request, Verdict.DAMAGED, expected, found, "the bytes have changed")
-
-
-def discard_damaged(verdicts: Sequence[Verified], section: ModelsSection) -> list[DownloadRequest]:
-    """Take damaged files out of ComfyUI's sight; return what is to be fetched again. Blocking."""
-    store = ModelStore(section.store) if section.store else None
-    again = []
-    for verdict in verdicts:
-        if verdict.verdict is Verdict.DAMAGED:
-            request = verdict.request
-            if store and verdict.expected:
-                target = store.path(verdict.expected)
-                if is_object(request.destination, target):
-                    target.unlink()
-            request.destination.unlink(missing_ok=True)
-        if verdict.verdict in (Verdict.DAMAGED, Verdict.MISSING):
-            again.append(verdict.request)
-    return again
-
-
-def _hash_gently(path: Any, pause: Callable[[], None]) -> str:
-    with idle_io():
-        return hash_file(path, pause=pause)
-
-
-@contextmanager
-def idle_io() -> Iterator[None]:
-    """Read only when nobody else wants the disk: the idle class of ioprio_set(2).
-
-    Works on this thread alone; where the call is not known, nothing happens.
-    """
-    number = {"x86_64": 251, "aarch64": 30}.get(platform.machine())
-    if number is None:
-        yield
-        return
-    syscall = ctypes.CDLL(None, use_errno=True).syscall
-    who_process, this_thread, idle, none = 1, 0, 3 << 13, 0
-    syscall(number, who_process, this_thread, idle)
-    try:
-        yield
-    finally:
-        syscall(number, who_process, this_thread, none)
 
 
 # -- evict --------------------------------------------------------------------------------

@@ -26,6 +26,7 @@ from supervisor.models.organizer import Organizer
 from supervisor.models.sources import open_sources
 from supervisor.models.sources.base import SourceContext
 from supervisor.models.transfers import open_downloader
+from supervisor.models.verifier import Verifier
 
 # Hashing and writing give way when ComfyUI needs the cores; an idle machine does not notice.
 _BEHIND_COMFYUI = 10
@@ -88,6 +89,11 @@ async def run_models(
         task_status.started(manager)
         if section.store is not None:
             group.start_soon(StoreKeeper(settings=section, manager=manager, bus=bus).run)
+        if section.verify_interval_h:
+            verifier = Verifier(
+                settings=section, manager=manager, resolvers=resolvers, state=state, bus=bus
+            )
+            group.start_soon(verifier.run)
         if section.organize and section.downloads_directory is not None and directory is not None:
             group.start_soon(_sort, Organizer(section.downloads_directory, directory, bus=bus))
 

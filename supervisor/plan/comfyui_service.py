@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from supervisor.hardware.facts import ComfyUIFacts, HostFacts
+from supervisor.models.folders import CORE_FOLDERS
 from supervisor.plan.comfyui_args import Arguments, join_arguments
 from supervisor.plan.context import PlanContext, reachable
 from supervisor.plan.env_policy import is_secret_name
@@ -50,14 +51,6 @@ HEADROOM_SHARE = 0.10
 HEADROOM_MIN_GB = 2.0
 HEADROOM_MAX_GB = 10.0
 INACTIVE_MAX_GB = 128.0  # its default for results of other workflows: all RAM, at most this
-
-# folder_paths keys that downloads are sorted into (CONTRACTS: extra_model_paths.yaml).
-MODEL_CATEGORIES = (
-    "checkpoints", "configs", "loras", "vae", "text_encoders", "diffusion_models",
-    "clip_vision", "style_models", "embeddings", "diffusers", "vae_approx", "controlnet",
-    "gligen", "upscale_models", "latent_upscale_models", "hypernetworks", "photomaker",
-    "classifiers", "model_patches", "audio_encoders",
-)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -241,7 +234,7 @@ def _models_flags(
         "supervisor:",
         f"  base_path: {_yaml_string(directory)}",
         "  is_default: true",
-        *(f"  {category}: {category}" for category in MODEL_CATEGORIES),
+        *(f"  {category}: {category}" for category in sorted(CORE_FOLDERS)),
     )
     # The name depends on the content: another directory is another file, never a mixture.
     checksum = zlib.crc32("\n".join(lines).encode())

@@ -97,6 +97,44 @@ async def test_two_pods_share_one_download(tmp_path: Path) -> None:
         assert len(blobs) == len(set(blobs)) == 3
 
 
+async def test_a_file_that_rots_is_found_and_fetched_again(tmp_path: Path) -> None:
+    models = tmp_path / "models"
+    async with serve(Hub()) as hub:
+        hub.add("o/r", "a.safetensors", DATA)
+        settings = ModelsSection(
+            bundles=(),
+            files=(ModelFile(huggingface="o/r:a.safetensors", to="loras/"),),
+            hf_endpoint=hub.hub_url,
+            store=tmp_path / "store",
+            verify_interval_h=0.2 / 3600,
+        )
+        plan = plan_models(settings, directory=models)
+        state, bus = StateStore(), EventBus()
+
+        async def run() -> None:
+            await run_models(
+                plan.requests, section=settings, environ={}, state=state, bus=bus, directory=models
+            )
+
+        place = models / "loras/a.safetensors"
+        async with anyio.create_task_group() as group:
+            group.start_soon(run)
+            with anyio.fail_after(60):
+                await state.wait(lambda s: s.downloads.done == 1)
+                rotten = b"\x00rot" + DATA[4:]
+                with place.open("r+b") as file:
+                    file.write(rotten)
+                while place.exists() and place.read_bytes() == rotten:
+                    await anyio.sleep(0.05)
+                while not (place.exists() and place.read_bytes() == DATA):
+                    await anyio.sleep(0.05)
+            group.cancel_scope.cancel()
+    told = {event.kind: event.message for event in bus.recent()}
+    assert told["models.damaged"] == (
+        "loras/a.safetensors is fetched again: the bytes have changed"
+    )
+
+
 @pytest.fixture
 def template() -> Path:
     """A real workflow of ComfyUI's templates with models in subgraphs and bypassed nodes."""
