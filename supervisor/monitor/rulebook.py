@@ -16,6 +16,9 @@ from typing import Any
 SHIPPED = Path(__file__).with_name("diagnoses.toml")
 DOCS_PAGE = "docs/troubleshooting.md"
 
+# How tracebacks show lines of source, which hold the words of messages that nobody said.
+_SOURCE_INDENT = "    "
+
 # Regular expressions see no more of a line: what a rule looks for stands at its beginning.
 LINE_LIMIT = 2000
 
@@ -110,6 +113,7 @@ class Rulebook:
     def suspicious(self, text: str, limit: int) -> list[str]:
         """Return the lines of ``text`` that hold a word of any rule, at most ``limit``.
 
+        Lines of source in tracebacks are left out.
         One search per word is four times as fast as one regular expression of all words.
         """
         spans: dict[int, int] = {}
@@ -120,7 +124,8 @@ class Rulebook:
                 position = end if end >= 0 else len(text)
                 spans[text.rfind("\n", 0, hit) + 1] = position
                 found += 1
-        return [text[start : spans[start]] for start in sorted(spans)[:limit]]
+        lines = [text[start : spans[start]] for start in sorted(spans)[:limit]]
+        return [line for line in lines if not line.startswith(_SOURCE_INDENT)]
 
     def find(self, line: str, service: str, context: Context) -> tuple[Rule, re.Match[str]] | None:
         """Return the first rule that fits, with what its pattern found."""

@@ -126,7 +126,7 @@ DEATHS = {
     "comfyui-missing-module": ["module-missing"],
     "comfyui-no-driver": ["no-gpu"],
     "comfyui-no-kernel": ["no-kernel-image"],
-    "comfyui-port-taken": ["port-taken", "torch-mismatch"],
+    "comfyui-port-taken": ["own-nodes-failed", "port-taken", "torch-mismatch"],
     "comfyui-segfault": ["torch-mismatch"],
     "sshd-port-taken": ["port-taken"],
 }
@@ -149,8 +149,42 @@ def test_a_log_without_trouble_gives_no_advice() -> None:
         assert look(Diagnosis(BOOK), read("healthy"), context=context) == []
 
 
+def test_a_real_session_with_many_troubles() -> None:
+    """ComfyUI as it ran here: each trouble is told once, and nothing that was not there."""
+    diagnosis = Diagnosis(BOOK)
+    look(diagnosis, read("real-session"), context=Context(torch="2.15.0+cu132"))
+    told = {advice.code: advice.message for advice in diagnosis.advice()}
+    assert sorted(told) == [
+        "cuda-oom",
+        "disk-full",
+        "library-missing",
+        "missing-model",
+        "missing-node",
+        "model-damaged",
+        "model-unknown",
+        "module-missing",
+        "no-gpu",
+        "node-import-failed",
+        "own-nodes-failed",
+        "pickle-refused",
+        "ram-full",
+        "shapes-mismatch",
+        "torch-mismatch",
+    ]
+    for code, subject in (
+        ("library-missing", "libGL.so.77"),
+        ("missing-model", "sd_xl_base_1.0.safetensors, nobody.safetensors"),
+        ("missing-node", "FaceDetailer"),
+        ("model-unknown", "unknown.safetensors"),
+        ("module-missing", "a_module_that_is_not_there"),
+        ("node-import-failed", "broken_node"),
+    ):
+        assert told[code].endswith(f": {subject}"), "and not what a line of source says"
+
+
 def test_every_sample_is_used() -> None:
-    assert {path.stem for path in SAMPLES.glob("*.log")} == {*EXPECTED, "healthy"}
+    used = {*EXPECTED, "healthy", "real-session"}
+    assert {path.stem for path in SAMPLES.glob("*.log")} == used
 
 
 @pytest.mark.parametrize("rule", BOOK.rules, ids=lambda rule: str(rule.code))
