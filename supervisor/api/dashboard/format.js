@@ -10,6 +10,7 @@ export function size(bytes) {
 }
 
 export const gib = (bytes) => `${((bytes ?? 0) / 2 ** 30).toFixed(1)} GiB`;
+export const memory = (bytes) => (bytes < 2 ** 30 ? `${Math.round(bytes / 2 ** 20)} MiB` : gib(bytes));
 export const percent = (ratio) => `${Math.round(ratio * 100)} %`;
 
 export function duration(seconds) {

@@ -1,7 +1,7 @@
 // Each function draws one panel from the snapshot.
 
 import { byId, facts, hint, keyed, level, make, replace, spark, text } from "./dom.js";
-import { ago, duration, gib, list, percent, size } from "./format.js";
+import { ago, duration, gib, list, memory, percent, size } from "./format.js";
 
 const HISTORY = 150;
 const history = new Map();
@@ -111,8 +111,8 @@ export function services(snapshot, act) {
     buttons.querySelector("[data-action=start]").hidden = !resting;
     buttons.querySelector("[data-action=restart]").hidden = resting;
     buttons.querySelector("[data-action=stop]").hidden = resting;
-    const memory = snapshot.host.service_memory_bytes[service.name];
-    replace(why, [service, service.ready && ago(service.since), memory], () => story(service, memory));
+    const used = snapshot.host.service_memory_bytes[service.name];
+    replace(why, [service, service.ready && ago(service.since), used], () => story(service, used));
   });
 }
 
@@ -122,13 +122,13 @@ function ending({ signal, code }) {
 }
 
 /** Why a service is in its state: its sentence, what to do, how it ended last. */
-function story(service, memory) {
+function story(service, used) {
   const last = service.last_exit;
   const ended = last && ["backoff", "failed", "unhealthy"].includes(service.state);
   const quiet = [];
   if (service.ready && ago(service.since)) quiet.push(`up for ${ago(service.since)}`);
   if (service.restarts) quiet.push(`${service.restarts} ${service.restarts === 1 ? "restart" : "restarts"}`);
-  if (memory) quiet.push(gib(memory));
+  if (used) quiet.push(memory(used));
   if (service.pid) quiet.push(`pid ${service.pid}`);
   if (!service.required && !service.ready) quiet.push("not required");
   return [
@@ -184,20 +184,20 @@ function reasons(texts) {
 export function host(snapshot) {
   const { host: found } = snapshot;
   if (found.cpu_ratio != null) remember("cpu", found.cpu_ratio);
-  const memory = found.memory_used_bytes;
+  const held = found.memory_used_bytes;
   const limit = found.memory_limit_bytes;
   const network = [found.network_received_bytes_per_s, found.network_sent_bytes_per_s];
   replace(byId("host"), [found, history.get("cpu")], () => [
     found.cpu_ratio != null ? level({ label: "CPU", value: `${percent(found.cpu_ratio)}${found.cpu_limit ? ` of ${+found.cpu_limit.toFixed(1)} cores` : ""}`, ratio: found.cpu_ratio, state: worry(found.cpu_ratio) }) : null,
     (history.get("cpu") ?? []).length > 2 ? spark(history.get("cpu"), "CPU use over the last minutes") : null,
-    memory != null ? level({ label: "Memory", value: limit ? `${gib(memory)} of ${gib(limit)}` : gib(memory), ratio: limit ? memory / limit : 0, state: worry(limit ? memory / limit : 0, 0.85) }) : null,
+    held != null ? level({ label: "Memory", value: limit ? `${gib(held)} of ${gib(limit)}` : gib(held), ratio: limit ? held / limit : 0, state: worry(limit ? held / limit : 0, 0.85) }) : null,
     facts([
       ...Object.entries(found.disks).map(([mount, disk]) => [mount, `${size(disk.free_bytes)} of ${size(disk.total_bytes)} free${disk.full_in_s != null && disk.full_in_s < 3600 ? `, full in ${Math.ceil(disk.full_in_s / 60)} min` : ""}`]),
       ["Storage", found.storage_mode],
       ["Jobs in ComfyUI", found.comfyui_queue_length],
       ["ComfyUI answers in", found.comfyui_response_s != null ? `${Math.round(found.comfyui_response_s * 1000)} ms` : ""],
       ["Network", network[0] != null ? `${size(Math.round(network[0]))}/s in, ${size(Math.round(network[1] ?? 0))}/s out` : ""],
-    ]) ?? (found.cpu_ratio == null && memory == null ? make("p", { class: "quiet" }, "No measurements yet.") : null),
+    ]) ?? (found.cpu_ratio == null && held == null ? make("p", { class: "quiet" }, "No measurements yet.") : null),
   ]);
 }
 
