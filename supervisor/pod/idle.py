@@ -29,7 +29,8 @@ log = logging.getLogger("supervisor.idle")
 _LONGEST_PAUSE_S = 5.0
 _SHORTEST_PAUSE_S = 1.0
 _WARN_SHARE = 0.8
-_FLUSH_S = 900.0
+# Uploads that get on count as use; this is for those that fail, and it is tried again later.
+_FLUSH_S = 120.0
 _COMMAND_S = 120.0
 _AGAIN = Backoff(initial_s=60.0, max_s=900.0, jitter=False)
 
