@@ -227,9 +227,9 @@ export function idle(snapshot) {
     const limit = found.limit_s || 1;
     const passed = `${duration(found.idle_s)} of ${duration(limit)}`;
     const unused = found.ends_in_s == null ? passed : `${passed}, ends in ${duration(found.ends_in_s)}`;
-    const shown = found.ending ? `${found.ending} now` : found.busy_because.length ? `in use: ${list(found.busy_because)}` : unused;
+    const shown = found.ending ? `${found.ending} now` : found.busy_because.length ? list(found.busy_because) : unused;
     return [
-      level({ label: "Unused", value: shown, ratio: found.idle_s / limit, state: worry(found.idle_s / limit, 0.7, 0.9) }),
+      level({ label: found.busy_because.length ? "In use" : "Unused", value: shown, ratio: found.idle_s / limit, state: worry(found.idle_s / limit, 0.7, 0.9) }),
       found.problem ? make("p", { class: "fault" }, found.problem) : null,
       found.kept_until ? make("p", { class: "quiet" }, `Kept until ${new Date(found.kept_until).toLocaleTimeString()}.`) : null,
     ];
