@@ -58,11 +58,10 @@ def test_two_crashes_are_two_steps(world: DemoWorld, card: FakeNvml) -> None:
         assert status["services"]["comfyui"]["restarts"] == 2
         assert status["services"]["comfyui"]["restart_reasons"] == {"cuda-oom": 2}
         assert {HELPS, "--reserve-vram"} <= set(command_of(pod))
-        page = pod.cli("status").stdout
-        assert first in page
-        assert second in page
         pod.wait(lambda s: [a["code"] for a in s["advice"]] == ["cuda-oom"], "advice is given")
-        assert "docs/troubleshooting.md#cuda-oom" in pod.cli("status").stdout
+        page = pod.cli("status").stdout
+        for shown in (first, second, "docs/troubleshooting.md#cuda-oom"):
+            assert shown in page
         events = map(json.loads, pod.cli("events", "--json").stdout.splitlines())
         steps = [e for e in events if e["kind"] == "gpu.ladder"]
         assert [(e["data"]["step"], e["severity"]) for e in steps] == [
@@ -92,14 +91,13 @@ def test_two_crashes_are_two_steps(world: DemoWorld, card: FakeNvml) -> None:
             "it runs as planned",
         )
         assert HELPS not in command_of(pod)
-        assert pod.json("ladder", "status") == {"step": 0, "reasons": []}
         assert "nothing to reset" in pod.cli("ladder", "reset").stdout
         wait_for(lambda: json.loads(memory.read_text())["sets"] == {}, "it is forgotten")
         assert pod.stop() == 0
 
 
 def test_jobs_that_keep_failing_are_a_reason_when_allowed(world: DemoWorld, card: FakeNvml) -> None:
-    misbehave(world, jobs_out_of_memory=True, enough_with="--vram-headroom", prompt_every_s=3)
+    misbehave(world, jobs_out_of_memory=True, enough_with="--vram-headroom", prompt_every_s=2.5)
     edit(world, "gpu", ladder_on_job_errors=True, ladder_job_errors=2, ladder_drain_s=30)
     with Pod(world, environment=card.environ) as pod:
         status = pod.wait(
