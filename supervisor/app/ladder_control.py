@@ -33,7 +33,8 @@ class LadderControl:
 
     def job_failed(self) -> None:
         """A job of ComfyUI failed for lack of VRAM."""
-        if not self._ladder.settings.ladder_on_job_errors:
+        settings = self._ladder.settings
+        if not (settings.ladder and settings.ladder_on_job_errors):
             return
         self._failures.append(anyio.current_time())
         self._failed.set()
