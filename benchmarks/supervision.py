@@ -204,20 +204,24 @@ def measure_idle(peer: Peer) -> tuple[float, float, float, float]:
         time.sleep(IDLE_S)
         after = [usage(p) for p in own]
         cpu_s = sum(a[0] for a in after) - sum(b[0] for b in before)
-        wakes = sum(a[1] for a in after) - sum(b[1] for b in before)
+        wakes = sum(
+            count - old[1].get(thread, 0)
+            for new, old in zip(after, before, strict=True)
+            for thread, count in new[1].items()
+        )
         pss, rss = (sum(memory(p, kind) for p in own) for kind in ("Pss", "Rss"))
         return cpu_s / IDLE_S * 100, wakes / IDLE_S, pss, rss
 
 
-def usage(pid: int) -> tuple[float, int]:
-    """CPU seconds and voluntary context switches (wake-ups) of all threads so far."""
-    cpu_s, wakes = 0.0, 0
+def usage(pid: int) -> tuple[float, dict[str, int]]:
+    """CPU seconds so far, and voluntary context switches (wake-ups) of each thread."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    cpu_s = (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    wakes = {}
     for task in Path(f"/proc/{pid}/task").iterdir():
-        fields = (task / "stat").read_text().rpartition(")")[2].split()
-        cpu_s += (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
         for line in (task / "status").read_text().splitlines():
             if line.startswith("voluntary_ctxt_switches"):
-                wakes += int(line.split()[1])
+                wakes[task.name] = int(line.split()[1])
     return cpu_s, wakes
 
 

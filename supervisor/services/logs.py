@@ -23,12 +23,14 @@ from supervisor.services.sinks import FileWriter, LogLine, Sink, StreamWriter, s
 
 __all__ = ["LogLine", "LogLimits", "LogStore", "LogSubscription", "ServiceLog"]
 
+_LAST_WORDS = 40  # lines that are kept of a flood that ends with the process
+_LAST_WORDS_BYTES = 16 * 1024
 _LINE_OVERHEAD_BYTES = 150  # of a tuple, its numbers and its string object
 
 
 @dataclass(frozen=True, slots=True)
 class LogLimits:
-    """Bounds per service. Above ``rate`` (after a ``burst``) output is dropped."""
+    """Bounds per service; of a stream, what is above ``rate`` (after a ``burst``) is dropped."""
 
     ring_lines: int = 5000
     ring_bytes: int = 2 * 1024 * 1024
@@ -105,6 +107,44 @@ class _Ring:
             self.size_bytes -= len(self.lines.popleft().text) + _LINE_OVERHEAD_BYTES
 
 
+@dataclass(slots=True)
+class _Stream:
+    """One of a service's streams: its unfinished line, and its share of the log.
+
+    Each has a share of its own, so that a flood on one costs no error on the other.
+    """
+
+    tokens_bytes: float
+    splitter: LineSplitter = field(default_factory=LineSplitter)
+    refilled_s: float | None = None
+    skipped: bytes = b""  # the end of what was dropped since the last line that was kept
+
+    def affordable(self, data: bytes, now_s: float, limits: LogLimits) -> bool:
+        """Whether ``data`` is within the share; pays for it then."""
+        if self.refilled_s is not None:
+            gained = (now_s - self.refilled_s) * limits.rate_bytes_per_s
+            self.tokens_bytes = min(limits.burst_bytes, self.tokens_bytes + gained)
+        self.refilled_s = now_s
+        if self.tokens_bytes <= 0:
+            return False
+        self.tokens_bytes -= len(data) + _LINE_OVERHEAD_BYTES * data.count(b"\n")
+        return True
+
+    def skip(self, data: bytes) -> int:
+        """Drop ``data`` and return how many bytes are lost."""
+        enough = len(data) >= _LAST_WORDS_BYTES
+        self.skipped = data if enough else (self.skipped + data)[-_LAST_WORDS_BYTES:]
+        return self.splitter.skip(data)
+
+    def end(self) -> tuple[list[bytes], list[bytes]]:
+        """The process has ended: return the last lines that were dropped, and what was
+        unfinished. The next life goes on with the same share."""
+        lines = LineSplitter().feed(self.skipped, 0.0)[1:]  # the first may lack its beginning
+        rest = self.splitter.end()
+        self.splitter, self.skipped = LineSplitter(), b""
+        return lines[-_LAST_WORDS:], rest
+
+
 class ServiceLog:
     """What one service writes, from both of its streams."""
 
@@ -113,9 +153,7 @@ class ServiceLog:
         self._name = name
         self._limits = limits
         self._ring = _Ring(limits)
-        self._splitters: dict[str, LineSplitter] = {}
-        self._tokens_bytes = float(limits.burst_bytes)
-        self._refilled_s = float("-inf")
+        self._streams: dict[str, _Stream] = {}
         self._unsaid_bytes = 0
         self._said_s = float("-inf")
         self._waiting: list[tuple[re.Pattern[str], anyio.Event]] = []
@@ -127,32 +165,35 @@ class ServiceLog:
 
         Returns whether it was dropped.
         """
-        splitter = self._splitter(stream)
+        source = self._stream(stream)
         self.last_output_s = now_s
-        if not self._affordable(data, now_s):
+        if not source.affordable(data, now_s, self._limits):
             if self._waiting:
                 self._match(to_text([data]))
-            self._drop(splitter.skip(data), now_s)
+            self._drop(source.skip(data), now_s)
             return True
-        if self._unsaid_bytes:
+        if source.skipped:
+            source.skipped = b""
             self._say_dropped(now_s)
-        self._emit(stream, splitter.feed(data, now_s))
+        self._emit(stream, source.splitter.feed(data, now_s))
         return False
 
     def idle(self, stream: str, now_s: float) -> None:
         """Show an unfinished line after a pause."""
-        self._emit(stream, self._splitter(stream).idle(now_s))
+        self._emit(stream, self._stream(stream).splitter.idle(now_s))
 
     def pending(self, stream: str) -> bool:
         """Whether ``stream`` holds an unfinished line."""
-        return self._splitter(stream).pending
+        return self._stream(stream).splitter.pending
 
     def end(self, stream: str, now_s: float) -> None:
-        """The stream of one process has ended."""
-        self._emit(stream, self._splitter(stream).end())
-        if self._unsaid_bytes:
-            self._say_dropped(now_s)
-        self._splitters.pop(stream, None)
+        """The stream of one process has ended. Its last words are kept whatever it wrote."""
+        words, rest = self._stream(stream).end()
+        kept_bytes = min(self._unsaid_bytes, sum(len(word) + 1 for word in words))
+        self._unsaid_bytes -= kept_bytes
+        self.dropped_bytes -= kept_bytes
+        self._say_dropped(now_s)
+        self._emit(stream, [*words, *rest])
 
     def note(self, text: str) -> None:
         """Add a line of the supervisor's own."""
@@ -179,20 +220,10 @@ class ServiceLog:
         finally:
             self._waiting.remove(entry)
 
-    def _splitter(self, stream: str) -> LineSplitter:
-        if stream not in self._splitters:
-            self._splitters[stream] = LineSplitter()
-        return self._splitters[stream]
-
-    def _affordable(self, data: bytes, now_s: float) -> bool:
-        if self._refilled_s > float("-inf"):
-            gained = (now_s - self._refilled_s) * self._limits.rate_bytes_per_s
-            self._tokens_bytes = min(self._limits.burst_bytes, self._tokens_bytes + gained)
-        self._refilled_s = now_s
-        if self._tokens_bytes <= 0:
-            return False
-        self._tokens_bytes -= len(data) + _LINE_OVERHEAD_BYTES * data.count(b"\n")
-        return True
+    def _stream(self, name: str) -> _Stream:
+        if name not in self._streams:
+            self._streams[name] = _Stream(float(self._limits.burst_bytes))
+        return self._streams[name]
 
     def _drop(self, size_bytes: int, now_s: float) -> None:
         self._unsaid_bytes += size_bytes
@@ -201,6 +232,8 @@ class ServiceLog:
             self._say_dropped(now_s)
 
     def _say_dropped(self, now_s: float) -> None:
+        if not self._unsaid_bytes:
+            return
         self.note(f"{self._unsaid_bytes} bytes of output dropped: they came too fast")
         self._unsaid_bytes = 0
         self._said_s = now_s

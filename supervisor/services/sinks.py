@@ -11,6 +11,7 @@ import os
 import sys
 import threading
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
@@ -18,6 +19,9 @@ import anyio
 import anyio.to_thread
 
 from supervisor.core.clock import iso_utc
+
+# All lines of one read have one time, and to render it takes as long as all the rest.
+_stamp = lru_cache(maxsize=16)(iso_utc)
 
 
 class LogLine(NamedTuple):
@@ -38,7 +42,7 @@ def to_json_line(line: LogLine) -> str:
     """Render one line as a JSON object (without newline)."""
     return json.dumps(
         {
-            "at": iso_utc(line.at_s),
+            "at": _stamp(line.at_s),
             "service": line.service,
             "stream": line.stream,
             "text": line.text,
@@ -163,7 +167,7 @@ class FileWriter:
             by_service.setdefault(line.service, []).append(line)
         for service, own in by_service.items():
             if (file := self._file(service)) is not None:
-                file.append("".join(f"{iso_utc(n.at_s)} {n.stream:<6} {n.text}\n" for n in own))
+                file.append("".join(f"{_stamp(n.at_s)} {n.stream:<6} {n.text}\n" for n in own))
             if (extra := self._extra.get(service)) is not None:
                 extra.append("".join(f"{n.text}\n" for n in own if n.stream != "supervisor"))
 

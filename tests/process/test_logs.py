@@ -54,9 +54,25 @@ os.write(1, b"the end\\n")
         assert dropped > 250_000_000
         assert sum(map(len, kept)) < 1_000_000
         assert any("bytes of output dropped" in line for line in kept)
+        assert kept[-1] == "the end"  # what it died with, however it flooded before
         said = sum(int(line.split()[0]) for line in kept if "output dropped" in line)
         assert said <= dropped
     assert pod["a"].log_bytes_dropped == dropped
+
+
+async def test_a_flood_on_one_stream_costs_no_error_on_the_other() -> None:
+    script = """
+import os
+block = (b"x" * 99 + b"\\n") * 10000
+for number in range(50):
+    os.write(1, block)
+    os.write(2, b"error %d\\n" % number)
+"""
+    limits = LogLimits(burst_bytes=1_000_000, rate_bytes_per_s=1_000_000)
+    async with running(python("a", script, restart=ONCE), limits=limits) as pod:
+        await pod.reaches("a", ServiceState.STOPPED)
+        assert pod["a"].log_bytes_dropped > 40_000_000
+        assert pod.output("a", "stderr") == [f"error {number}" for number in range(50)]
 
 
 async def test_bars_and_rubbish_are_readable() -> None:
