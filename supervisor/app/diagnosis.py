@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("supervisor.diagnosis")
 
 _PAUSE_S = 0.25  # between two looks
-_QUEUE_LINES = 10_000
+_QUEUE_LINES = 5000  # the newest: of a flood the end tells most
 _LINES_AT_ONCE = 1000  # a millisecond of the event loop
 _REFRESH_S = 5.0  # counts and times of known advice need not be newer
 _SEVERITIES = {"error": Severity.ERROR, "warning": Severity.WARNING, "info": Severity.INFO}

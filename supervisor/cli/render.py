@@ -324,6 +324,11 @@ def _nodes(status: Mapping[str, Any], paint: Paint) -> Iterator[str]:
         yield _line(paint, "nodes", ", ".join(told))
 
 
+def _last(advice: Mapping[str, Any]) -> str:
+    seen = clean(advice.get("last_seen") or "")
+    return f", last at {seen[11:16]} UTC" if seen else ""
+
+
 def _concerns(status: Mapping[str, Any], paint: Paint) -> Iterator[str]:
     for problem in status.get("rescue") or ():
         for number, line in enumerate(str(problem).splitlines()):
@@ -334,7 +339,7 @@ def _concerns(status: Mapping[str, Any], paint: Paint) -> Iterator[str]:
         if alert.get("hint"):
             yield _under(f"hint: {clean(alert['hint'])}")
     for advice in status.get("advice") or ():
-        count = f" ({advice['count']} times)" if advice.get("count", 1) > 1 else ""
+        count = f" ({advice['count']} times{_last(advice)})" if advice.get("count", 1) > 1 else ""
         style = {"error": "red", "warning": "yellow"}.get(advice.get("severity") or "")
         yield _line(paint, "advice", paint(clean(advice["message"]), style) + count)
         if advice.get("hint"):

@@ -266,6 +266,19 @@ def test_sync_and_models_for_people(run: Run, daemon: Daemon) -> None:
     assert "2 pending" in done.stdout
 
 
+def test_the_ladder_for_people(run: Run, daemon: Daemon) -> None:
+    assert run("ladder", "status").stdout == "ComfyUI runs as planned\n"
+    gpu = {**STATUS["gpu"], "ladder_step": 1, "ladder_reasons": ["step 1 because it ran out"]}
+    daemon.answers["GET /v1/status"] = {**STATUS, "gpu": gpu}
+    assert run("ladder", "status").stdout == "step 1 because it ran out\n"
+    done = run("ladder", "status", "--json")
+    assert json.loads(done.stdout) == {"step": 1, "reasons": ["step 1 because it ran out"]}
+    daemon.answers["POST /v1/ladder/reset"] = {"pending": False, "steps": 1}
+    assert "reset from step 1" in run("ladder", "reset").stdout
+    daemon.answers["POST /v1/ladder/reset"] = {"pending": False, "steps": 0}
+    assert "nothing to reset" in run("ladder", "reset").stdout
+
+
 def test_models_of_a_workflow(run: Run, tmp_path: Path) -> None:
     (tmp_path / "models" / "vae").mkdir(parents=True)
     (tmp_path / "models" / "vae" / "here.safetensors").touch()

@@ -33,7 +33,13 @@ class Ladder:
 
 
 def stepped_down() -> StateStore:
-    advice = Advice("cuda-oom", "ran out of VRAM", link="docs/troubleshooting.md#cuda-oom", count=3)
+    advice = Advice(
+        "cuda-oom",
+        "ran out of VRAM",
+        link="docs/troubleshooting.md#cuda-oom",
+        count=3,
+        last_seen="2026-01-01T10:20:30.000Z",
+    )
     return StateStore(
         Snapshot(
             gpu=GpuStatus(mode="full", ladder_step=2, ladder_reasons=("step 1", REASON)),
@@ -55,7 +61,7 @@ async def test_steps_are_shown_and_can_be_undone(tmp_path: Path) -> None:
         await page.until("document.body.innerText.includes('2 steps')")
         shown = await page.evaluate("document.body.innerText")
         assert REASON in shown
-        assert "ran out of VRAM (3 times)" in shown
+        assert "ran out of VRAM (3 times, last at " in shown
         assert await page.evaluate("document.documentElement.scrollWidth") <= 390
         await page.evaluate("document.getElementById('ladder-reset').click()")
         await page.until("document.getElementById('confirm').open")

@@ -81,7 +81,10 @@ FULL = Snapshot(
     ),
     idle=IdleStatus(True, 300, 3600, ()),
     alerts=(Alert("disk", "disk is 95 % full"),),
-    advice=(Advice("x", "use SDPA", hint="--use-pytorch", count=4),),
+    advice=(
+        Advice("x", "use SDPA", hint="--use-pytorch", count=4),
+        Advice("y", "out of VRAM", count=2, last_seen="2026-01-01T10:20:30.000Z", link="docs/t#y"),
+    ),
     notes=("a note",),
 )
 
@@ -103,6 +106,7 @@ def test_everything_that_matters_is_there() -> None:
         "s3://b/outputs  10 stored, 2 pending, 1 failed", "refused", "look at R2_BUCKET",
         "cpu 25 %", "/workspace 10.0 GB free", "5m00s of 1h00m", "disk is 95 % full",
         "use SDPA (4 times)", "--use-pytorch", "a note",
+        "out of VRAM (2 times, last at 10:20 UTC)", "see docs/t#y",
     ):  # fmt: skip
         assert text in screen
     assert "av1" not in screen

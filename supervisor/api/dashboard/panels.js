@@ -1,7 +1,7 @@
 // Each function draws one panel from the snapshot.
 
 import { byId, facts, hint, keyed, level, make, replace, spark, text } from "./dom.js";
-import { ago, duration, gib, list, memory, percent, size } from "./format.js";
+import { ago, clock, duration, gib, list, memory, percent, size } from "./format.js";
 
 const HISTORY = 150;
 const history = new Map();
@@ -73,7 +73,7 @@ export function concerns(snapshot) {
     replace(row, item, () => [
       make("span", { class: "pill", "data-state": item.severity }, item.severity),
       make("div", {},
-        make("div", {}, item.message, item.count > 1 ? ` (${item.count} times)` : ""),
+        make("div", {}, item.message, item.count > 1 ? ` (${item.count} times${item.last_seen ? `, last at ${clock(item.last_seen)}` : ""})` : ""),
         hint(item.hint),
         more(item)),
     ]);

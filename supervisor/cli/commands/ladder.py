@@ -38,10 +38,11 @@ def run(args: Namespace, environ: Mapping[str, str]) -> int:
     if args.json:
         print_json(ladder)
         return 0
-    from supervisor.cli.render import clean  # noqa: PLC0415 - not for --json
+    from supervisor.cli.environment import terminal_width  # noqa: PLC0415 - not for --json
+    from supervisor.cli.render import clean, fold  # noqa: PLC0415
 
     if not ladder["step"]:
         print("ComfyUI runs as planned")
     for reason in ladder["reasons"]:
-        print(clean(reason))
+        print(fold(clean(reason), terminal_width(environ)))
     return 0
