@@ -164,10 +164,8 @@ backoff_max_s = 0.01
         ) as follower:
             assert follower.stdout is not None
             assert b"value 100% of $HOME, `x` %(y)s ${z}" in follower.stdout.readline()
-            begun_s = time.monotonic()
             run.process.send_signal(signal.SIGTERM)
-            assert run.process.wait(DEADLINE_S) == 0
-            assert time.monotonic() - begun_s < 20  # and not 600
+            assert run.process.wait(DEADLINE_S) == 0  # and not after 600 s
             follower.wait(DEADLINE_S)
 
 
