@@ -26,7 +26,9 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from peers import PEERS, ROOT, Peer, Program, setup
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from benchmarks.peers import PEERS, ROOT, Peer, Program, setup
 
 SERVICES = 20
 SPAWNS = 50
