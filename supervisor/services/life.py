@@ -164,6 +164,7 @@ class ServiceLife:
         self._oom_kills = procfs.oom_kills()
         self._remembered: dict[int, int] = {}
         self._spawned_s = anyio.current_time()
+        self._log_begun_at = log.position  # what former lives wrote is no evidence
         if log_pattern is not None:
             self.announced.ready = self._opened.enter_context(log.expect(log_pattern))
         if watchdog_s:
@@ -259,7 +260,7 @@ class ServiceLife:
         if self._notify is not None:
             self._notify.close()
         return Evidence(
-            tail=tuple(line.text for line in self._log.tail(_TAIL_LINES)),
+            tail=self._log.said_since(self._log_begun_at, _TAIL_LINES),
             oom_kills=procfs.oom_kills() - self._oom_kills,
             marker=self._take_marker(),
         )

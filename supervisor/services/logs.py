@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from itertools import count, islice, repeat
+from itertools import count, islice, repeat, takewhile
 from pathlib import Path
 
 import anyio
@@ -203,6 +203,17 @@ class ServiceLog:
         """Count bytes that a sink could not take."""
         self.dropped_bytes += size_bytes
         self._store.dropped(self._name, self.dropped_bytes)
+
+    def said_since(self, position: int, limit: int) -> tuple[str, ...]:
+        """What the service itself wrote after ``position`` (see ``position``)."""
+        lines = takewhile(lambda line: line.seq > position, reversed(self._ring.lines))
+        own = (line.text for line in lines if line.stream != "supervisor")
+        return tuple(islice(own, limit))[::-1]
+
+    @property
+    def position(self) -> int:
+        """Where the log of all services is now."""
+        return self._store.number(0) - 1
 
     def tail(self, limit: int, stream: str | None = None) -> list[LogLine]:
         """Return the last lines, oldest first."""

@@ -354,6 +354,15 @@ async def test_out_of_memory_in_the_log_is_the_reason_and_may_adjust_the_spec() 
         assert pod["a"].restart_reasons == {"cuda-oom": 1}
 
 
+async def test_what_a_former_life_wrote_is_not_the_reason(tmp_path: Path) -> None:
+    first = "echo 'torch.OutOfMemoryError: CUDA out of memory. Tried' >&2"
+    script = f"test -e {tmp_path}/again || {{ touch {tmp_path}/again; {first}; }}; exit 1"
+    async with running(shell("a", script, max_restarts=1)) as pod:
+        status = await pod.reaches("a", ServiceState.FAILED)
+        assert pod.exits("a") == ["cuda-oom", "exit-code"]
+        assert "CUDA" not in status.message
+
+
 async def test_the_next_start_waits_for_the_gpu_memory() -> None:
     waited = []
 
