@@ -204,6 +204,9 @@ class ServiceLife:
         result = await check(probe, timeout_s=timeout_s, run_command=self._run_command)
         kind = type(probe).__name__.removesuffix("Probe").lower()
         self._probed(kind, anyio.current_time() - begun_s)
+        if result.ok:
+            # Whom the OOM killer has taken until now, it was not this one.
+            self._oom_kills = procfs.oom_kills()
         return result
 
     def send(self, number: int, *, group: bool = True) -> None:

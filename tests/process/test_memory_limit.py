@@ -11,9 +11,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+import anyio
 import pytest
 
+from supervisor.core.status import ServiceState
 from supervisor.services import procfs
+from supervisor.services.spec import ExecProbe, Liveness
+from tests.process.pod import DEADLINE_S, running, shell
 
 MOUNT = Path("/sys/fs/cgroup")
 LIMIT_BYTES = 256 * 1024 * 1024
@@ -77,6 +81,31 @@ def _make(parent: Path) -> Path | None:
                 return group
     group.rmdir()
     return None
+
+
+@pytest.mark.anyio
+async def test_a_kill_of_somebody_else_is_not_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    kills = 0
+    monkeypatch.setattr(procfs, "oom_kills", lambda: kills)
+    probes: list[str] = []
+    live = Liveness(ExecProbe(("/bin/true",)), interval_s=0.05, timeout_s=30)
+    specs = [
+        shell("checked", "exec sleep 1000", liveness=live),
+        shell("unchecked", "exec sleep 1000"),
+    ]
+    async with running(*specs, probed=lambda name, _kind, _s: probes.append(name)) as pod:
+        for spec in specs:
+            await pod.reaches(spec.name, ServiceState.READY)
+        kills = 1  # a Jupyter kernel, say
+        seen = len(probes)
+        with anyio.fail_after(DEADLINE_S):
+            while len(probes) < seen + 3:  # the first may have answered before
+                await anyio.sleep(0.01)
+        for spec in specs:
+            await pod.manager.signal(spec.name, "KILL")
+            await pod.when(spec.name, lambda s: s.generation == 2)
+        assert pod.exits("checked") == ["killed"]
+        assert pod.exits("unchecked") == ["oom-kill"]
 
 
 @pytest.mark.needs("root")
