@@ -18,6 +18,7 @@ import anyio.to_thread
 from supervisor.core.clock import wall_time_s
 from supervisor.core.events import EventBus, Severity
 from supervisor.core.state import StateStore
+from supervisor.core.status import ServiceState
 from supervisor.monitor.diagnosis import Diagnosis, Sighting
 from supervisor.monitor.rulebook import Context, Rulebook, load_rules
 from supervisor.plan.gpu_policy import nominal_gb
@@ -55,6 +56,7 @@ class Diagnostician:
         seen: Callable[[Sighting], None],
     ) -> None:
         self._diagnosis = Diagnosis(rulebook)
+        self._codes = frozenset(rule.code for rule in rulebook.rules)
         self._logs = logs
         self._state = state
         self._bus = bus
@@ -76,12 +78,12 @@ class Diagnostician:
     async def _judge(self, lines: Sequence[LogLine]) -> None:
         fresh = False
         context = self._context()
-        for service, text in _pieces(lines):
+        for service, at_s, text in _pieces(lines):
             found = self._diagnosis.examine(
                 text,
                 service=service,
-                run=self._run_of(service),
-                now_s=wall_time_s(),
+                run=self._run_of(service, at_s),
+                now_s=at_s,
                 context=context,
             )
             for sighting in found:
@@ -128,11 +130,16 @@ class Diagnostician:
         now_s = anyio.current_time()
         if at_once or gone or now_s - self._shown_s >= _REFRESH_S:
             self._shown_s = now_s
-            self._state.update(advice=self._diagnosis.advice())
+            others = (a for a in self._state.snapshot.advice if a.code not in self._codes)
+            self._state.update(advice=(*others, *self._diagnosis.advice()))
 
-    def _run_of(self, service: str) -> int:
+    def _run_of(self, service: str, at_s: float) -> int:
+        """The run that wrote a line: what a service says when it dies is read a moment later."""
         status = self._state.snapshot.services.get(service)
-        return status.generation if status else 0
+        if status is None:
+            return 0
+        older = status.state is ServiceState.STARTING and at_s < status.since_s
+        return status.generation - older
 
 
 async def diagnose(base: Essentials, *, seen: Callable[[Sighting], None]) -> None:
@@ -171,8 +178,10 @@ def _context(base: Essentials) -> Context:
     )
 
 
-def _pieces(lines: Sequence[LogLine]) -> Iterator[tuple[str, str]]:
-    """Yield service and text of runs of lines that services wrote themselves."""
+def _pieces(lines: Sequence[LogLine]) -> Iterator[tuple[str, float, str]]:
+    """Yield service, time and text of runs of lines that services wrote themselves."""
     for start in range(0, len(lines), _LINES_AT_ONCE):
         for service, group in groupby(lines[start : start + _LINES_AT_ONCE], lambda n: n.service):
-            yield service, "\n".join(n.text for n in group if n.stream != "supervisor")
+            own = [line for line in group if line.stream != "supervisor"]
+            if own:
+                yield service, own[-1].at_s, "\n".join([line.text for line in own])

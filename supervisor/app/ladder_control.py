@@ -66,6 +66,7 @@ class LadderControl:
             if not self._too_many():
                 continue
             count = self._ladder.settings.ladder_job_errors
+            self._failures.clear()
             before = self._ladder.descent
             log.warning("jobs keep running out of VRAM: a step down when the queue is empty")
             with anyio.move_on_after(self._ladder.settings.ladder_drain_s):

@@ -14,7 +14,7 @@ from supervisor.app.diagnosis import Diagnostician
 from supervisor.app.remedies import ModelFinder
 from supervisor.core.events import EventBus, Severity
 from supervisor.core.state import StateStore
-from supervisor.core.status import ServiceState, ServiceStatus, Snapshot
+from supervisor.core.status import Advice, ServiceState, ServiceStatus, Snapshot
 from supervisor.monitor.diagnosis import Sighting
 from supervisor.monitor.rulebook import Context, load_rules
 from supervisor.services.logs import LogLimits, LogStore
@@ -104,6 +104,28 @@ async def test_advice_of_a_run_is_cleared_by_the_next_one() -> None:
         assert made.bus.recent()[-1].kind == "advice.cleared"
 
 
+async def test_last_words_belong_to_the_run_that_died() -> None:
+    async with desk() as made:
+        made.run_of("comfyui", 1, ready=True)
+        made.write("comfyui", "RuntimeError: operator torchvision::nms does not exist\n")
+        # The next process runs before the line was looked at.
+        later_s = made.logs.clock() + 1.0
+        status = ServiceStatus("comfyui", ServiceState.STARTING, generation=2, since_s=later_s)
+        made.state.set_service(status)
+        await made.wait(lambda s: bool(s.advice))
+        made.run_of("comfyui", 2, ready=True)
+        made.write("comfyui", "an ordinary line\n")
+        await made.wait(lambda s: not s.advice)
+
+
+async def test_advice_of_others_is_left_alone() -> None:
+    async with desk() as made:
+        made.state.update(advice=(Advice("torch-stack", "torch was replaced"),))
+        made.write("x", "OSError: [Errno 28] No space left on device\n")
+        snapshot = await made.wait(lambda s: len(s.advice) > 1)
+        assert [a.code for a in snapshot.advice] == ["torch-stack", "disk-full"]
+
+
 async def test_what_the_supervisor_notes_itself_is_no_symptom() -> None:
     async with desk() as made:
         made.logs.service("comfyui").note("exit: CUDA out of memory. No space left on device")
@@ -165,7 +187,5 @@ def test_who_knows_where_a_model_is(tmp_path: Path) -> None:
 
 def test_advice_is_in_the_status_document() -> None:
     advice = {"code": "x", "message": "m", "count": 1, "since": None, "last_seen": None}
-    from supervisor.core.status import Advice
-
     document = replace(Snapshot(), advice=(Advice("x", "m"),)).to_json()["advice"][0]
     assert advice.items() <= document.items()

@@ -206,6 +206,24 @@ async def test_the_bottom_is_said_and_nothing_goes_up(tmp_path: Path) -> None:
         assert made.ladder.adjust(spec, segfault) is None
 
 
+async def test_at_the_bottom_failing_jobs_are_said_and_restart_nothing(tmp_path: Path) -> None:
+    section = {"ladder_on_job_errors": True, "ladder_job_errors": 2}
+    async with house(settings_of(tmp_path, gpu=section)) as made:
+        for _ in range(4):
+            made.crash()
+        made.manager.drained.set()
+        await anyio.wait_all_tasks_blocked()
+        made.control.job_failed()
+        made.control.job_failed()
+        await anyio.wait_all_tasks_blocked()
+        said = [e for e in made.bus.recent() if "has no lower step" in e.message]
+        assert len(said) == 1
+        made.control.job_failed()
+        await anyio.wait_all_tasks_blocked()
+        assert [e for e in made.bus.recent() if "has no lower step" in e.message] == said
+        assert made.manager.commands == []
+
+
 async def test_reset_waits_for_the_queue_unless_now(tmp_path: Path) -> None:
     async with house(settings_of(tmp_path)) as made:
         assert await made.control.reset() == 0
