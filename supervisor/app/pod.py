@@ -178,7 +178,9 @@ class Pod:
 
     async def _launched(self) -> None:
         """Wait for the first exec, so that nothing that is loaded now gets in its way."""
-        with anyio.move_on_after(_LAUNCH_PATIENCE_S):
+        # Node updates hold ComfyUI back by seconds: the page shall show them.
+        updating = self.boot.settings.comfyui.update_nodes
+        with anyio.move_on_after(0.0 if updating else _LAUNCH_PATIENCE_S):
             await self.state.wait(_started)
         gc.freeze()
         gc.enable()  # see app.main
