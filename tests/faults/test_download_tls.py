@@ -55,13 +55,21 @@ def _make(ca_file: Path | None) -> SegmentedDownloader:
     )
 
 
+# Slow enough that one connection never has it all before others are tried.
+PACE = 15e6
+
+
+def _smooth(_: Ask) -> Fault:
+    return Fault(bytes_per_s=PACE)
+
+
 def _rough(ask: Ask) -> Fault:
     if ask.number % 4 == 1:
-        return Fault(cut_after=2 * MIB + 1)
-    return Fault(close=ask.number % 4 == 2)
+        return Fault(cut_after=2 * MIB + 1, bytes_per_s=PACE)
+    return Fault(close=ask.number % 4 == 2, bytes_per_s=PACE)
 
 
-@pytest.mark.parametrize("behave", [lambda _: Fault(), _rough], ids=["smooth", "rough"])
+@pytest.mark.parametrize("behave", [_smooth, _rough], ids=["smooth", "rough"])
 async def test_many_encrypted_connections(tmp_path: Path, certificate: Path, behave: Any) -> None:
     folder = tmp_path / "models"
     async with serve(DATA, behave, tls=_server(certificate)) as origin:
