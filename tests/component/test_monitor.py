@@ -77,7 +77,7 @@ def state_of(total: int) -> StateStore:
 async def test_a_sample(tmp_path: Path) -> None:
     net = "a\nb\n lo: 9 0 0 0 0 0 0 0 9\n eth0: 700 0 0 0 0 0 0 0 300\n"
     own = os.getpgrp()
-    _write(tmp_path, {**V2, "proc/net/dev": net, f"proc/{own}/statm": "9 3 1 0 0 0 0\n"})
+    _write(tmp_path, {**V2, "proc/net/dev": net, f"proc/{os.getpid()}/statm": "9 3 1 0 0 0 0\n"})
     state = state_of(100)
     gpu = [GpuSample(index=0, memory_used_bytes=60, throttle_reasons=("power brake",))]
 

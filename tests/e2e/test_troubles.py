@@ -82,9 +82,9 @@ def test_taken_port(world: DemoWorld) -> None:
         edit(world, "services.plain", command=["sleep", "3600"])
         with Pod(world) as pod:
             status = pod.wait(lambda s: s["services"]["comfyui"]["message"], "the reason is shown")
-            message = status["services"]["comfyui"]["message"]
-            assert str(port) in message
-            assert message in shown(pod)
+            told = f"port {port} is held by "
+            assert told in status["services"]["comfyui"]["message"]
+            wait_for(lambda: told in shown(pod), "people are told, too")
             status = pod.wait(
                 lambda s: (
                     s["services"]["plain"]["ready"]
