@@ -5,42 +5,32 @@
 Starts nginx on loopback (plain, TLS, and 20 MB/s per connection) and runs every
 contestant in turn, in a process of its own, several rounds; prints medians of MB/s, CPU
 seconds per GB and peak RSS, and ratios to aria2c. Contestants that are not installed are
-left out and named.
+left out and named. For this engine also: MB/s inside a running loop, as the daemon sees it,
+without the start of an interpreter, and how late that loop ever was (p99 and worst).
+
+The case ``roundtrip`` is ``plain`` with 30 ms of round trip: loopback of a network namespace
+with ``tc netem``, where the kernel has it and allows it.
 """
 
 from __future__ import annotations
 
 import argparse
-import contextlib
 import hashlib
 import json
 import os
 import shutil
-import socket
 import statistics
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from benchmarks.download_origin import Case, make_case, nginx
+
 UNITS = {"K": 1000, "M": 1000**2, "G": 1000**3}
-LIMIT_BYTES_PER_S = 20_000_000
 ROOT = Path(__file__).resolve().parent.parent
-
-
-@dataclass(frozen=True)
-class Case:
-    """One load: files of equal size under one address."""
-
-    name: str
-    url: str
-    files: tuple[str, ...]
-    size: int
-    ca: Path
-    throttled: bool = False
 
 
 @dataclass(frozen=True)
@@ -50,6 +40,9 @@ class Run:
     mb_per_s: float
     cpu_s_per_gb: float
     rss_mib: float
+    inside_mb_per_s: float = 0.0
+    late_p99_ms: float = 0.0
+    late_worst_ms: float = 0.0
 
 
 Contestant = Callable[[Case, Path, Path], list[list[str]]]
@@ -58,14 +51,39 @@ Contestant = Callable[[Case, Path, Path], list[list[str]]]
 def main() -> int:
     """Run the cases asked for and print a table each."""
     options = _options()
+    if "roundtrip" in options.cases.split(",") and (why := enter_slow_network()) is not None:
+        print(f"roundtrip: skipped: {why}")
+        rest = [name for name in options.cases.split(",") if name != "roundtrip"]
+        options.cases = ",".join(rest)
     base = Path(tempfile.mkdtemp(prefix="downloads-", dir=options.directory))
     try:
         with nginx(base) as ports:
-            for name in options.cases.split(","):
+            for name in filter(None, options.cases.split(",")):
                 report(make_case(name, base, ports, options.size), base, options)
     finally:
         shutil.rmtree(base, ignore_errors=True)
     return 0
+
+
+def enter_slow_network() -> str | None:  # noqa: RET503  (exec does not return)
+    """Move this process, alone, to a network with 30 ms of round trip; why not, when not."""
+    if sys.argv[-1:] == ["--inside"]:
+        return None
+    setup = (
+        "ip link set lo up && tc qdisc add dev lo root netem delay 15ms limit 200000 && "
+        'exec "$@" --inside'
+    )
+    test = ["unshare", "--net", "sh", "-c", setup.rpartition(" && ")[0]]
+    try:
+        tried = subprocess.run(test, check=False, capture_output=True, text=True)
+    except OSError as exc:
+        return str(exc)
+    if tried.returncode != 0:
+        return tried.stderr.strip().replace("\n", "; ") or "refused"
+    if any(name != "roundtrip" for name in _options().cases.split(",")):
+        return "needs a run of its own: --cases roundtrip"
+    again = [sys.executable, "-m", "benchmarks.downloads", *sys.argv[1:]]
+    os.execvp("unshare", ["unshare", "--net", "sh", "-c", setup, "sh", *again])
 
 
 def _options() -> argparse.Namespace:
@@ -75,96 +93,13 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--directory", type=Path, default=Path("/dev/shm"))
     parser.add_argument("--cases", default="plain,tls,throttled,medium,small")
     parser.add_argument("--only", default="", help="contestants, comma separated")
+    parser.add_argument("--inside", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--json", type=Path, help="also write the medians here")
     return parser.parse_args()
 
 
 def _bytes(text: str) -> int:
     return int(float(text.rstrip("KMGB")) * UNITS.get(text.rstrip("B")[-1:], 1))
-
-
-def make_case(name: str, base: Path, ports: dict[str, int], size: int) -> Case:
-    """Write the files of a case; the number of files follows ``size``."""
-    ca = base / "ca.pem"
-    scheme, port = ("https", "tls") if name == "tls" else ("http", name)
-    url = f"{scheme}://localhost:{ports.get(port, ports['plain'])}"
-    if name == "medium":  # 40 x 100 MB at the default scale
-        names, each = tuple(f"m{i}.bin" for i in range(40)), size // 40
-    elif name == "small":  # 2 000 x 1 MB
-        names, each = tuple(f"s{i}.bin" for i in range(max(50, size // 1_000_000))), 1_000_000
-    else:
-        names, each = ("big.bin",), size
-    for old in (base / "www").glob("*"):
-        if old.name not in names:
-            old.unlink()
-    block = os.urandom(1_000_000)
-    for index, file_name in enumerate(names):
-        path = base / "www" / file_name
-        if path.exists() and path.stat().st_size == each:
-            continue
-        with path.open("wb") as file:
-            left = each
-            while left > 0:
-                # Every block differs, so that a misplaced one breaks the hash.
-                file.write((index * 1_000_003 + left).to_bytes(8, "little"))
-                file.write(block[: min(len(block), left) - 8])
-                left -= min(len(block), left)
-    return Case(name, url, names, each, ca, throttled=name == "throttled")
-
-
-@contextlib.contextmanager
-def nginx(base: Path) -> Iterator[dict[str, int]]:
-    """Serve ``base/www`` plain, with TLS, and throttled."""
-    (base / "www").mkdir()
-    subprocess.run(
-        [
-            *("openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2"),
-            *("-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost"),
-            *("-keyout", "key.pem", "-out", "ca.pem"),
-        ],
-        cwd=base,
-        check=True,
-        capture_output=True,
-    )
-    ports = {"plain": _port(), "tls": _port(), "throttled": _port()}
-    config = base / "nginx.conf"
-    common = f"root {base}/www; access_log off;"
-    config.write_text(
-        f"daemon off; worker_processes auto; pid {base}/pid; error_log {base}/error.log;\n"
-        f"user root; events {{ worker_connections 1024; }} http {{ sendfile on; "
-        f"sendfile_max_chunk 2m; tcp_nopush on; keepalive_requests 100000;\n"
-        f"server {{ listen 127.0.0.1:{ports['plain']}; {common} }}\n"
-        f"server {{ listen 127.0.0.1:{ports['throttled']}; limit_rate {LIMIT_BYTES_PER_S}; "
-        f"{common} }}\n"
-        f"server {{ listen 127.0.0.1:{ports['tls']} ssl; ssl_certificate {base}/ca.pem; "
-        f"ssl_certificate_key {base}/key.pem; {common} }} }}\n"
-    )
-    program = shutil.which("nginx", path=os.environ["PATH"] + ":/usr/sbin")
-    if program is None:
-        raise SystemExit("nginx is not installed")
-    server = subprocess.Popen([program, "-c", str(config), "-e", str(base / "error.log")])
-    try:
-        for port in ports.values():
-            _wait(port)
-        yield ports
-    finally:
-        server.terminate()
-        server.wait()
-
-
-def _port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-def _wait(port: int) -> None:
-    deadline = time.monotonic() + 10
-    while time.monotonic() < deadline:
-        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
-            return
-        time.sleep(0.05)
-    raise SystemExit("nginx does not answer")
 
 
 def ours(*flags: str) -> Contestant:
@@ -176,7 +111,7 @@ def ours(*flags: str) -> Contestant:
             json.dumps(
                 {
                     "url": case.url,
-                    "files": {name: _sha256(base / "www" / name) for name in case.files},
+                    "files": json.dumps({name: sha256(base / "www" / name) for name in case.files}),
                     "out": str(out),
                     "ca": str(case.ca),
                 }
@@ -190,7 +125,8 @@ def ours(*flags: str) -> Contestant:
 _hashes: dict[tuple[str, int], str] = {}
 
 
-def _sha256(path: Path) -> str:
+def sha256(path: Path) -> str:
+    """The hash of a file, computed once."""
     key = (str(path), path.stat().st_mtime_ns)
     if key not in _hashes:
         with path.open("rb") as file:
@@ -207,7 +143,7 @@ def aria2c(checksum: bool = False) -> Contestant:
             lines.append(f"{case.url}/{name}")
             lines.append(f"  out={name}")
             if checksum:
-                lines.append(f"  checksum=sha-256={_sha256(base / 'www' / name)}")
+                lines.append(f"  checksum=sha-256={sha256(base / 'www' / name)}")
         listing = base / "aria2.txt"
         listing.write_text("\n".join(lines) + "\n")
         at_once = "16" if len(case.files) > 1 else "1"
@@ -274,6 +210,7 @@ CONTESTANTS: dict[str, Contestant] = {
     "ours verified uvloop": ours("--verify", "--uvloop"),
     "ours unverified": ours(),
     "ours unverified uvloop": ours("--uvloop"),
+    "ours without lanes": ours("--verify", "--lanes", "0"),
     "aria2c": aria2c(),
     "aria2c checksum": aria2c(checksum=True),
     "curl": curl,
@@ -318,7 +255,17 @@ def measure(case: Case, base: Path, contestant: Contestant) -> Run:
     if code_ != 0 or sizes != [case.size] * len(case.files):
         raise RuntimeError(f"exit {code_}, {len(sizes)} of {len(case.files)} files")
     total = case.size * len(case.files)
-    return Run(total / wall_s / 1e6, cpu_s / (total / 1e9), rss_mib)
+    told: dict[str, float] = next(
+        (json.loads(x) for x in done.stdout.splitlines() if x.startswith("{")), {}
+    )
+    return Run(
+        total / wall_s / 1e6,
+        cpu_s / (total / 1e9),
+        rss_mib,
+        total / told["inside_s"] / 1e6 if told else 0.0,
+        told.get("late_p99_ms", 0.0),
+        told.get("late_worst_ms", 0.0),
+    )
 
 
 def report(case: Case, base: Path, options: argparse.Namespace) -> None:
@@ -334,12 +281,15 @@ def report(case: Case, base: Path, options: argparse.Namespace) -> None:
                 print(f"  {name}: failed: {exc}", file=sys.stderr)
                 del runs[name]
     print(f"\n{case.name}: {len(case.files)} x {case.size / 1e6:.0f} MB, {options.runs} runs")
-    print(f"{'':24}{'MB/s':>8}{'CPU s/GB':>10}{'RSS MiB':>9}{'x aria2c':>10}")
+    print(
+        f"{'':24}{'MB/s':>8}{'CPU s/GB':>10}{'RSS MiB':>9}{'x aria2c':>10}"
+        f"{'in loop':>9}{'p99 ms':>8}{'worst':>7}"
+    )
     medians = {
         name: Run(
             *(
                 statistics.median(getattr(run, key) for run in done)
-                for key in ("mb_per_s", "cpu_s_per_gb", "rss_mib")
+                for key in Run.__dataclass_fields__
             )
         )
         for name, done in runs.items()
@@ -348,7 +298,7 @@ def report(case: Case, base: Path, options: argparse.Namespace) -> None:
     for name, run in medians.items():
         print(
             f"{name:24}{run.mb_per_s:8.0f}{run.cpu_s_per_gb:10.2f}{run.rss_mib:9.0f}"
-            f"{run.mb_per_s / base_rate:10.2f}"
+            f"{run.mb_per_s / base_rate:10.2f}" + inside_of(run)
         )
     if missing:
         print("not installed:", ", ".join(missing))
@@ -357,6 +307,13 @@ def report(case: Case, base: Path, options: argparse.Namespace) -> None:
         known = json.loads(options.json.read_text()) if options.json.exists() else {}
         known[case.name] = {name: vars_of(run) for name, run in medians.items()}
         options.json.write_text(json.dumps(known, indent=1, sort_keys=True) + "\n")
+
+
+def inside_of(run: Run) -> str:
+    """The columns that only this engine has."""
+    if not run.inside_mb_per_s:
+        return ""
+    return f"{run.inside_mb_per_s:9.0f}{run.late_p99_ms:8.1f}{run.late_worst_ms:7.0f}"
 
 
 def vars_of(run: Run) -> dict[str, float]:

@@ -30,7 +30,7 @@ from supervisor.download.transport import (
     proxy_for,
 )
 from supervisor.download.watch import Stretch
-from supervisor.download.wire import TICK_S, DeclinedError, Head, Wire
+from supervisor.download.wire import TICK_S, DeclinedError, Head, UnluckyError, Wire
 from supervisor.errors import TransientTransferError
 
 LANES = 16
@@ -125,7 +125,7 @@ class Lane(Stretch):
             head = self._wire.ask(url.raw_path_qs, errand.headers(url), timeout_s=timeout_s)
         except OSError as exc:
             if self._wire.answers and not self._stop.is_set():
-                raise DeclinedError("a kept connection had ended") from exc
+                raise UnluckyError("a kept connection had ended") from exc
             raise self._failure(errand, exc) from exc
         errand.accept(head)
         self._wire.answers += 1
@@ -225,7 +225,7 @@ class Lanes:
         origin = _origin(literal_url(errand.link.url))
         block = intake.pool.take()
         if block is None:
-            raise DeclinedError("no memory")
+            raise UnluckyError("no memory")
         self._free -= 1
         wire, lane = None, None
         try:
@@ -233,6 +233,8 @@ class Lanes:
             lane = Lane(span, intake, wire, block)
             intake.lanes.add(lane)
             await self._run(lane, errand)
+        except UnluckyError:
+            raise
         except DeclinedError:
             self._declined_s[origin] = time.monotonic()
             raise
@@ -283,7 +285,7 @@ class Lanes:
             connected.close()
             if isinstance(exc, OSError):  # TimeoutError is one
                 self._peers.pop(origin, None)
-                raise DeclinedError("cannot connect") from exc
+                raise UnluckyError("cannot connect") from exc
             raise
 
     def _keep(self, origin: Origin, wire: Wire) -> None:

@@ -27,6 +27,10 @@ class DeclinedError(Exception):
     """The answer is not the plain one that was hoped for."""
 
 
+class UnluckyError(DeclinedError):
+    """It did not come to an answer this time; the next try may be luckier."""
+
+
 class WireError(OSError):
     """The connection broke, or was shut."""
 

@@ -78,7 +78,7 @@ async def test_many_encrypted_connections(tmp_path: Path, certificate: Path, beh
             result = await engine.fetch(request, Direct(), Log())
             assert any(t.name.startswith("download-lane") for t in threading.enumerate())
         assert result.sha256 == origin.sha256
-        assert origin.most_open > 1
+        assert len(origin.asks) > 2
         assert request.destination.read_bytes() == DATA
     only(folder, "model.bin")
 
