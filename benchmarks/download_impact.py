@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import shutil
 import statistics
 import subprocess
@@ -91,7 +90,7 @@ def measure(spec: Path | None, base: Path) -> float:
         time.sleep(1)  # past the first growth
     try:
         began_s = time.monotonic()
-        subprocess.run([sys.executable, "-c", START], check=True, env={**os.environ})
+        subprocess.run([sys.executable, "-W", "ignore", "-c", START], check=True)
         return time.monotonic() - began_s
     finally:
         if download is not None:

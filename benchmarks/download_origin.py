@@ -5,8 +5,10 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
+import signal
 import socket
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -89,6 +91,8 @@ def nginx(base: Path, nice: int = 0) -> Iterator[dict[str, int]]:
     server = subprocess.Popen(
         ["nice", f"-n{nice}", program, "-c", str(config), "-e", str(base / "error.log")]
     )
+    # A terminated benchmark must not leave its server behind.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
         for port in ports.values():
             _wait(port)
