@@ -48,7 +48,7 @@ async def main():
     async def read_gpu():
         return await anyio.to_thread.run_sync(gpu.sample)
     sampler = Sampler(
-        state=state, limits=Limits(2.0, 2**34), pids=lambda: {"self": os.getpgrp()},
+        state=state, limits=Limits(2.0, 2**34), pids=lambda: {"self": os.getpid()},
         disks=[Path("/")], read_gpu=read_gpu if devices else None,
     )
     alerts = Alerts(settings=AlertsSection(), state=state, bus=EventBus())

@@ -210,6 +210,12 @@ def _pod(snapshot: Snapshot) -> Iterator[Metric]:
         "phase",
     )
     yield _gauge(
+        "supervisor_boot_usual_seconds",
+        "Median of the same over the last boots.",
+        {(phase,): seconds for phase, seconds in snapshot.boot.median_s.items()},
+        "phase",
+    )
+    yield _gauge(
         "supervisor_alert_active",
         "1 for each alert that is raised now.",
         {(alert.name,): 1 for alert in snapshot.alerts},
@@ -342,7 +348,13 @@ def _host(snapshot: Snapshot) -> Iterator[Metric]:
     )
     yield _gauge(
         "supervisor_service_memory_bytes",
-        "Resident memory of the service's process group.",
+        "Resident memory of the service and what it started.",
         {(name,): size for name, size in host.service_memory_bytes.items()},
+        "service",
+    )
+    yield _gauge(
+        "supervisor_service_cpu_cores",
+        "Cores that the service and what it started use.",
+        {(name,): cores for name, cores in host.service_cpu_cores.items()},
         "service",
     )

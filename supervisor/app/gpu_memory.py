@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import anyio
 import anyio.to_thread
 
+from supervisor.core.threads import LoneThread
 from supervisor.errors import HardwareError
 from supervisor.hardware.facts import GpuProcess, GpuSample
 from supervisor.hardware.gpu import GpuSampler
@@ -30,15 +30,14 @@ class GpuMemory:
 
     def __init__(self, boot: Boot) -> None:
         self._index = boot.settings.gpu.index
-        self._timeout_s = boot.settings.gpu.probe_timeout_s
         devices = boot.facts.gpu.devices
         self._present = self._index < len(devices)
         device = devices[self._index] if self._present else None
         free = device.memory_free_bytes if device else None
         self._used_at_boot_bytes = device.memory_total_bytes - free if device and free else None
-        self._sampler = GpuSampler()
-        # NVML is used by one thread at a time; one that hangs is left behind, and no second made.
-        self._limiter = anyio.CapacityLimiter(1)
+        self._nvml = LoneThread(
+            GpuSampler().sample, name="nvml", timeout_s=boot.settings.gpu.probe_timeout_s
+        )
         self._utilization_ratio = 0.0
 
     def busy(self) -> bool:
@@ -70,11 +69,10 @@ class GpuMemory:
 
     async def samples(self) -> tuple[GpuSample, ...]:
         """Look at all cards; empty when NVML does not answer in time."""
-        found: tuple[GpuSample, ...] = ()
-        with anyio.move_on_after(self._timeout_s), suppress(HardwareError):
-            found = await anyio.to_thread.run_sync(
-                self._sampler.sample, abandon_on_cancel=True, limiter=self._limiter
-            )
+        try:
+            found = await self._nvml.call()
+        except (TimeoutError, HardwareError):
+            found = ()
         mine = found[self._index] if self._index < len(found) else None
         self._utilization_ratio = (mine.utilization_ratio or 0.0) if mine else 0.0
         return found

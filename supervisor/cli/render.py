@@ -111,8 +111,9 @@ def size(size_bytes: float | None) -> str:
 
 
 def gib(size_bytes: float | None) -> str:
-    """Render memory in GiB, as cards and cgroups count."""
-    return f"{(size_bytes or 0) / 2**30:.1f} GiB"
+    """Render memory in GiB or MiB, as cards and cgroups count."""
+    known = size_bytes or 0
+    return f"{known / 2**20:.0f} MiB" if known < 2**30 else f"{known / 2**30:.1f} GiB"
 
 
 def duration(seconds: float | None) -> str:
@@ -149,7 +150,9 @@ def _pod(status: Mapping[str, Any], paint: Paint) -> Iterator[str]:
     parts.append(clean(status.get("config_file") or "no configuration file"))
     boot = status.get("boot") or {}
     if status.get("ready") and (boot.get("spans_s") or {}).get("ready"):
-        parts.append(f"ready after {duration(boot['spans_s']['ready'])}")
+        usual = (boot.get("median_s") or {}).get("ready")
+        usually = f" (usually {duration(usual)})" if usual is not None else ""
+        parts.append(f"ready after {duration(boot['spans_s']['ready'])}{usually}")
     yield _line(paint, "pod", "  ".join(parts))
     missing = [clean(name) for name in status.get("missing") or ()]
     if missing:
@@ -196,6 +199,7 @@ def _services(status: Mapping[str, Any], paint: Paint, width: int) -> Iterator[s
     if not services:
         return
     links = status.get("links") or {}
+    memory = (status.get("host") or {}).get("service_memory_bytes") or {}
     longest = max(len(clean(name)) for name in services)
     yield ""
     for name, service in services.items():
@@ -203,6 +207,8 @@ def _services(status: Mapping[str, Any], paint: Paint, width: int) -> Iterator[s
         parts = [f"{mark} {clean(name):<{longest}}", paint.state(service["state"], 9)]
         if width >= _NARROW:
             parts.append(f"{'pid ' + str(service['pid']) if service.get('pid') else '':<11}")
+        if name in memory:
+            parts.append(gib(memory[name]))
         if count := service.get("restarts"):
             parts.append(paint(f"{count} restart{'s' if count > 1 else ''}", "yellow"))
         link = links.get(name) or service.get("url")
@@ -290,8 +296,10 @@ def _host(status: Mapping[str, Any], paint: Paint) -> Iterator[str]:
         parts.append(f"memory {gib(host['memory_used_bytes'])}{of}")
     if host.get("comfyui_queue_length") is not None:
         parts.append(f"queue {host['comfyui_queue_length']}")
-    disks = (host.get("disks") or {}).items()
-    parts += [f"{clean(mount)} {size(disk['free_bytes'])} free" for mount, disk in disks]
+    silent = host.get("silent_disks") or ()
+    disks = {mount: d for mount, d in (host.get("disks") or {}).items() if mount not in silent}
+    parts += [f"{clean(mount)} {size(disk['free_bytes'])} free" for mount, disk in disks.items()]
+    parts += [paint(f"{clean(mount)} does not answer", "red") for mount in silent]
     if parts:
         yield _line(paint, "host", "  ".join(parts))
     yield from _nodes(status, paint)

@@ -212,7 +212,9 @@ class HostStatus:
     memory_used_bytes: int | None = None
     memory_limit_bytes: int | None = None
     disks: Mapping[str, DiskStatus] = field(default_factory=dict)  # by mount point
+    silent_disks: tuple[str, ...] = ()  # mount points that do not answer
     service_memory_bytes: Mapping[str, int] = field(default_factory=dict)  # resident, by service
+    service_cpu_cores: Mapping[str, float] = field(default_factory=dict)  # 1.5 = one and a half
     storage_mode: str | None = None
     comfyui_queue_length: int | None = None
     comfyui_response_s: float | None = None

@@ -6,11 +6,13 @@ Sources: cgroup-v2.rst, cgroup-v1/memory.rst, cgroup-v1/cpuacct.rst, proc(5).
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
-_PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
+from supervisor.monitor.processes import Processes, Usage
+
 _TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 
 
@@ -22,27 +24,35 @@ class Reading:
     memory_bytes: int | None = None
     received_bytes: int = 0
     sent_bytes: int = 0
-    group_memory_bytes: Mapping[int, int] = field(default_factory=dict)
+    services: Mapping[int, Usage] = field(default_factory=dict)  # by leader
 
 
-def read(
-    system_root: Path = Path("/"),
-    groups: Collection[int] = (),
-    group_of: Callable[[int], int] = os.getpgid,
-) -> Reading:
-    """Read all counters; of the machine where there is no cgroup for them.
+class Counters:
+    """Reads all counters; those of the machine where there is no cgroup for them.
 
-    ``groups`` are the process groups whose memory is wanted.
+    Nothing is read before the first ``read``.
     """
-    received, sent = _network(system_root)
-    cpu_s, memory = _cgroup_cpu(system_root), _cgroup_memory(system_root)
-    return Reading(
-        cpu_s=cpu_s if cpu_s is not None else _machine_cpu(system_root),
-        memory_bytes=memory if memory is not None else _machine_memory(system_root),
-        received_bytes=received,
-        sent_bytes=sent,
-        group_memory_bytes=_group_memory(system_root, groups, group_of),
-    )
+
+    def __init__(self, system_root: Path = Path("/")) -> None:
+        self._root = system_root
+        self._processes = Processes(system_root)
+
+    def read(self, leaders: Collection[int] = ()) -> Reading:
+        """Read them now; ``leaders`` are the processes that services were started as."""
+        cpu_s, memory = _cgroup_cpu(self._folders), _cgroup_memory(self._folders)
+        received, sent = _network(self._root)
+        return Reading(
+            cpu_s=cpu_s if cpu_s is not None else _machine_cpu(self._root),
+            memory_bytes=memory if memory is not None else _machine_memory(self._root),
+            received_bytes=received,
+            sent_bytes=sent,
+            services=self._processes.read(leaders),
+        )
+
+    @cached_property
+    def _folders(self) -> Mapping[str, str]:
+        """By controller, as text; a process does not change its cgroup by itself."""
+        return {name: str(_folder(self._root, name)) for name in ("", "cpuacct", "memory")}
 
 
 def _folder(system_root: Path, controller: str) -> Path:
@@ -56,24 +66,24 @@ def _folder(system_root: Path, controller: str) -> Path:
     return mount
 
 
-def _cgroup_cpu(system_root: Path) -> float | None:
-    v2 = _fields(_folder(system_root, "") / "cpu.stat").get("usage_usec")
+def _cgroup_cpu(folders: Mapping[str, str]) -> float | None:
+    v2 = _fields(f"{folders['']}/cpu.stat").get("usage_usec")
     if v2 is not None:
         return v2 / 1e6
-    text = _text(_folder(system_root, "cpuacct") / "cpuacct.usage").strip()
+    text = _text(f"{folders['cpuacct']}/cpuacct.usage").strip()
     return int(text) / 1e9 if text.isdigit() else None
 
 
-def _cgroup_memory(system_root: Path) -> int | None:
+def _cgroup_memory(folders: Mapping[str, str]) -> int | None:
     """Memory without the file cache that the kernel drops when it is needed."""
     for controller, usage, inactive in (
         ("", "memory.current", "inactive_file"),
         ("memory", "memory.usage_in_bytes", "total_inactive_file"),
     ):
-        folder = _folder(system_root, controller)
-        text = _text(folder / usage).strip()
+        folder = folders[controller]
+        text = _text(f"{folder}/{usage}").strip()
         if text.isdigit():
-            return max(int(text) - _fields(folder / "memory.stat").get(inactive, 0), 0)
+            return max(int(text) - _fields(f"{folder}/memory.stat").get(inactive, 0), 0)
     return None
 
 
@@ -104,25 +114,7 @@ def _network(system_root: Path) -> tuple[int, int]:
     return received, sent
 
 
-def _group_memory(
-    system_root: Path, groups: Collection[int], group_of: Callable[[int], int]
-) -> dict[int, int]:
-    """Resident bytes per process group; pages that processes share count in each."""
-    found: dict[int, int] = {}
-    for name in os.listdir(system_root / "proc") if groups else ():  # noqa: PTH208 - names only
-        try:
-            group = group_of(int(name)) if name.isdigit() else None
-        except ProcessLookupError:
-            continue
-        if group is None or group not in groups:
-            continue
-        fields = _text(system_root / "proc" / name / "statm").split()
-        if len(fields) > 1:
-            found[group] = found.get(group, 0) + int(fields[1]) * _PAGE_BYTES
-    return found
-
-
-def _fields(path: Path) -> dict[str, int]:
+def _fields(path: Path | str) -> dict[str, int]:
     """Lines of a name and a number."""
     found = {}
     for line in _text(path).splitlines():
@@ -132,8 +124,9 @@ def _fields(path: Path) -> dict[str, int]:
     return found
 
 
-def _text(path: Path) -> str:
+def _text(path: Path | str) -> str:
     try:
-        return path.read_text(encoding="utf-8", errors="replace")
+        with open(path, "rb") as file:  # noqa: PTH123 - a Path is slower than the read
+            return file.read().decode("utf-8", "replace")
     except OSError:
         return ""

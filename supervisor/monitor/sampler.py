@@ -1,14 +1,12 @@
 """What the pod uses, sample by sample, into the snapshot.
 
 Everything that may block (files, NVML, the disks) is read in threads. A disk or a driver that
-does not answer costs one thread for good, not one per sample, and the rest is still shown.
+does not answer costs one thread, not one per sample, and the rest is still shown.
 """
 
 from __future__ import annotations
 
 import json
-import os
-from collections import deque
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,13 +17,12 @@ import anyio
 import anyio.to_thread
 
 from supervisor.core.state import StateStore
-from supervisor.core.status import DiskStatus, GpuDeviceStatus, HostStatus
-from supervisor.monitor.readings import Reading, read
+from supervisor.core.status import GpuDeviceStatus, HostStatus
+from supervisor.monitor.disks import Disks
+from supervisor.monitor.readings import Counters, Reading
 
 _ANSWER_BYTES = 64 * 1024
 _PATIENCE_S = 10.0
-# A download fills a disk in bursts; a minute tells where it is going.
-_FILL_WINDOW_S = 60.0
 
 
 class GpuReading(Protocol):
@@ -76,20 +73,19 @@ class Sampler:
         self._state = state
         self._limits = limits
         self._pids = pids
-        self._disks = tuple(disks)
+        self._disks = Disks(disks)
         self._read_gpu = read_gpu
         self._comfyui_url = comfyui_url
-        self._root = system_root
+        self._counters = Counters(system_root)
         self._before: tuple[float, Reading] | None = None
-        self._free: dict[str, deque[tuple[float, int]]] = {}
-        self._disk_limiter = anyio.CapacityLimiter(1)
 
     async def sample(self) -> None:
         """Take one sample."""
         pids = self._pids()
-        reading = await anyio.to_thread.run_sync(read, self._root, frozenset(pids.values()))
+        reading = await anyio.to_thread.run_sync(self._counters.read, frozenset(pids.values()))
         host = self._host(anyio.current_time(), reading, pids)
-        host = replace(host, disks=await self._look_at_disks())
+        await self._disks.look()
+        host = replace(host, disks=self._disks.known, silent_disks=self._disks.silent)
         queue, response_s = await self._ask_comfyui()
         host = replace(host, comfyui_queue_length=queue, comfyui_response_s=response_s)
         # The late facts may have written other parts while this one waited.
@@ -99,12 +95,14 @@ class Sampler:
             self._show_gpu(await self._read_gpu())
 
     def _host(self, now_s: float, reading: Reading, pids: Mapping[str, int]) -> HostStatus:
-        memory = reading.group_memory_bytes
+        usage = {
+            name: reading.services[pid] for name, pid in pids.items() if pid in reading.services
+        }
         host = HostStatus(
             cpu_limit=self._limits.cpu,
             memory_used_bytes=reading.memory_bytes,
             memory_limit_bytes=self._limits.memory_bytes,
-            service_memory_bytes={name: memory[pid] for name, pid in pids.items() if pid in memory},
+            service_memory_bytes={name: used.memory_bytes for name, used in usage.items()},
         )
         before, self._before = self._before, (now_s, reading)
         if before is None or now_s <= before[0]:
@@ -113,37 +111,19 @@ class Sampler:
         if reading.cpu_s is not None and old.cpu_s is not None:
             used = (reading.cpu_s - old.cpu_s) / took_s / self._limits.cpu
             host = replace(host, cpu_ratio=round(max(used, 0.0), 4))
+        cores = {
+            name: round(max(used.cpu_s - old.services[pids[name]].cpu_s, 0.0) / took_s, 2)
+            for name, used in usage.items()
+            if pids[name] in old.services
+        }
         received = max(reading.received_bytes - old.received_bytes, 0)
         sent = max(reading.sent_bytes - old.sent_bytes, 0)
         return replace(
             host,
+            service_cpu_cores=cores,
             network_received_bytes_per_s=round(received / took_s, 1),
             network_sent_bytes_per_s=round(sent / took_s, 1),
         )
-
-    async def _look_at_disks(self) -> dict[str, DiskStatus]:
-        """Every disk that answers; what was known of the others is left out."""
-        with anyio.move_on_after(_PATIENCE_S):
-            space = await anyio.to_thread.run_sync(
-                _space, self._disks, abandon_on_cancel=True, limiter=self._disk_limiter
-            )
-            now_s = anyio.current_time()
-            return {
-                name: DiskStatus(free, total, self._full_in_s(name, now_s, free))
-                for name, (free, total) in space.items()
-            }
-        return {}
-
-    def _full_in_s(self, name: str, now_s: float, free_bytes: int) -> float | None:
-        """Seconds until the disk is full at the pace of the last minute; None = never."""
-        seen = self._free.setdefault(name, deque())
-        seen.append((now_s, free_bytes))
-        while now_s - seen[0][0] > _FILL_WINDOW_S:
-            seen.popleft()
-        first_s, first_bytes = seen[0]
-        if now_s - first_s < _FILL_WINDOW_S / 2 or first_bytes <= free_bytes:
-            return None
-        return round(free_bytes / (first_bytes - free_bytes) * (now_s - first_s), 0)
 
     def _show_gpu(self, samples: Sequence[GpuReading]) -> None:
         by_index = {sample.index: sample for sample in samples}
@@ -186,20 +166,6 @@ def _device(device: GpuDeviceStatus, sample: GpuReading | None) -> GpuDeviceStat
         temperature_celsius=sample.temperature_celsius,
         throttle_reasons=sample.throttle_reasons,
     )
-
-
-def _space(paths: tuple[Path, ...]) -> dict[str, tuple[int, int]]:
-    """Free and total bytes for those who are not root, by mount point."""
-    found = {}
-    for path in paths:
-        try:
-            stat = os.statvfs(path)
-        except OSError:
-            continue
-        total = stat.f_blocks - stat.f_bfree + stat.f_bavail
-        if total:
-            found[str(path)] = (stat.f_bavail * stat.f_frsize, total * stat.f_frsize)
-    return found
 
 
 async def _get(url: str) -> bytes:

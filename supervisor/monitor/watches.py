@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import TypeVar
 
 from supervisor.config.settings import AlertsSection
 from supervisor.core.status import GpuDeviceStatus, Snapshot
 from supervisor.monitor.rules import Rule
+
+_Number = TypeVar("_Number", int, float)
 
 _GIB = 1024**3
 _FULL_SOON_S = 900.0
@@ -49,15 +52,17 @@ def watches(snapshot: Snapshot, section: AlertsSection) -> Iterator[Watch]:
 def _host(snapshot: Snapshot, section: AlertsSection) -> Iterator[Watch]:
     host = snapshot.host
     if host.cpu_ratio is not None:
+        most_cores = _largest(host.service_cpu_cores)
+        busiest = f"; {most_cores[0]} uses {most_cores[1]:.1f}" if most_cores else ""
         yield Watch(
             Rule("cpu", section.cpu_percent / 100, for_s=60.0),
             host.cpu_ratio,
-            f"CPU at {host.cpu_ratio:.0%} of {host.cpu_limit or 0:g} cores",
+            f"CPU at {host.cpu_ratio:.0%} of {host.cpu_limit or 0:g} cores{busiest}",
             "a pod with more vCPUs, or fewer services beside ComfyUI",
         )
     if host.memory_used_bytes is not None and host.memory_limit_bytes:
         used = host.memory_used_bytes / host.memory_limit_bytes
-        largest = max(host.service_memory_bytes.items(), key=lambda item: item[1], default=None)
+        largest = _largest(host.service_memory_bytes)
         most = f"; {largest[0]} holds {_gib(largest[1])}" if largest else ""
         yield Watch(
             Rule("memory", section.memory_percent / 100),
@@ -71,19 +76,28 @@ def _host(snapshot: Snapshot, section: AlertsSection) -> Iterator[Watch]:
 def _disks(snapshot: Snapshot, section: AlertsSection) -> Iterator[Watch]:
     hint = "`supervisor models evict`, delete outputs that are stored, or a larger volume"
     for mount, disk in snapshot.host.disks.items():
+        silent = mount in snapshot.host.silent_disks  # the numbers are old: they say nothing
         used = 1 - disk.free_bytes / disk.total_bytes
         yield Watch(
             Rule(f"disk {mount}", section.disk_percent / 100, margin=0.02, for_s=0.0),
-            used,
+            None if silent else used,
             f"{mount} is {used:.0%} full, {_gib(disk.free_bytes)} are free",
             hint,
         )
         soon_s = disk.full_in_s
         yield Watch(
             Rule(f"disk {mount} filling", 1.0, margin=0.3),
-            _FULL_SOON_S / max(soon_s, 1.0) if soon_s is not None else 0.0,
+            None if silent else _FULL_SOON_S / max(soon_s, 1.0) if soon_s is not None else 0.0,
             f"{mount} will be full in {(soon_s or 0) / 60:.0f} min at this pace",
             hint,
+        )
+    for mount in snapshot.host.disks.keys() | set(snapshot.host.silent_disks):
+        yield Watch(
+            Rule(f"disk {mount} silent", 1.0, for_s=20.0),
+            float(mount in snapshot.host.silent_disks),
+            f"{mount} does not answer: whatever reads or writes there hangs",
+            "a network volume that lost its server; if it lasts, stop the pod and start it again",
+            "error",
         )
 
 
@@ -140,6 +154,10 @@ def _comfyui(snapshot: Snapshot, section: AlertsSection) -> Iterator[Watch]:
             f"{queue or 0} jobs wait in ComfyUI",
             "more comes in than one pod can do",
         )
+
+
+def _largest(values: Mapping[str, _Number]) -> tuple[str, _Number] | None:
+    return max(values.items(), key=lambda item: item[1], default=None)
 
 
 def _gib(size_bytes: int) -> str:

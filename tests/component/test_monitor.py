@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import logging
 import os
+import shutil
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +21,9 @@ from supervisor.core.state import StateStore
 from supervisor.core.status import GpuDeviceStatus, GpuStatus, ServiceStatus, Snapshot
 from supervisor.hardware.facts import GpuSample
 from supervisor.monitor import webhook
-from supervisor.monitor.readings import read
+from supervisor.monitor.disks import Disk, FillRate
+from supervisor.monitor.processes import Processes, Usage
+from supervisor.monitor.readings import Counters
 from supervisor.monitor.sampler import Limits, Sampler
 from supervisor.monitor.webhook import Webhook
 
@@ -53,20 +57,48 @@ MACHINE = {
 @pytest.mark.parametrize(("files", "memory"), [(V2, 600), (V1, 600), (MACHINE, 60 * 1024)])
 async def test_counters(tmp_path: Path, files: dict[str, str], memory: int) -> None:
     _write(tmp_path, files)
-    reading = read(tmp_path)
+    reading = Counters(tmp_path).read()
     assert reading.cpu_s == pytest.approx(2.0)
     assert reading.memory_bytes == memory
 
 
 async def test_counters_of_this_machine_grow() -> None:
-    first = read()
+    counters = Counters()
+    first = counters.read()
     sum(range(2_000_000))
-    second = read(groups={os.getpgrp()})
+    second = counters.read({os.getpid()})
     assert first.cpu_s is not None
     assert second.cpu_s is not None
     assert second.cpu_s > first.cpu_s
     assert second.memory_bytes
-    assert second.group_memory_bytes[os.getpgrp()] > 2**20
+    assert second.services[os.getpid()].memory_bytes > 2**20
+
+
+def stat(pid: int, parent: int = 1, group: int = 1, pages: int = 3, ticks: int = 0) -> str:
+    """A line of proc_pid_stat(5), with a name that means trouble."""
+    return (
+        f"{pid} (a) b) S {parent} {group} {' '.join(['0'] * 8)} {ticks} 0 0 0 {'0 ' * 6}{pages} 0\n"
+    )
+
+
+def test_what_a_service_started_is_its_own(tmp_path: Path) -> None:
+    """10 is the leader, 11 of its group, 12 a session of its own below it, 13 below that."""
+    _write(tmp_path, {
+        "proc/10/stat": stat(10, ticks=100), "proc/11/stat": stat(11, 1, 10),
+        "proc/12/stat": stat(12, 10, 12), "proc/13/stat": stat(13, 12, 13),
+        "proc/20/stat": stat(20, 1, 20), "proc/21/stat": stat(21, 20, 20, pages=9),
+        "proc/meminfo": "",
+    })  # fmt: skip
+    page, processes = os.sysconf("SC_PAGE_SIZE"), Processes(tmp_path)
+    first = processes.read({10})
+    assert first == {10: Usage(12 * page, 100 / os.sysconf("SC_CLK_TCK"))}
+    _write(tmp_path, {"proc/13/stat": stat(13, 1, 13)})  # 12 ended, 13 is an orphan
+    shutil.rmtree(tmp_path / "proc/12")
+    assert processes.read({10})[10].memory_bytes == 9 * page
+    both = processes.read({10, 20})
+    assert (both[10].memory_bytes, both[20].memory_bytes) == (9 * page, 12 * page)
+    shutil.rmtree(tmp_path / "proc/10")
+    assert processes.read({10, 20}).keys() == {10, 20}, "others of the group go on"
 
 
 def state_of(total: int) -> StateStore:
@@ -76,8 +108,7 @@ def state_of(total: int) -> StateStore:
 
 async def test_a_sample(tmp_path: Path) -> None:
     net = "a\nb\n lo: 9 0 0 0 0 0 0 0 9\n eth0: 700 0 0 0 0 0 0 0 300\n"
-    own = os.getpgrp()
-    _write(tmp_path, {**V2, "proc/net/dev": net, f"proc/{os.getpid()}/statm": "9 3 1 0 0 0 0\n"})
+    _write(tmp_path, {**V2, "proc/net/dev": net, "proc/7/stat": stat(7)})
     state = state_of(100)
     gpu = [GpuSample(index=0, memory_used_bytes=60, throttle_reasons=("power brake",))]
 
@@ -94,7 +125,7 @@ async def test_a_sample(tmp_path: Path) -> None:
     sampler = Sampler(
         state=state,
         read_gpu=samples,
-        pids=lambda: {"comfyui": own},
+        pids=lambda: {"comfyui": 7},
         comfyui_url=f"http://127.0.0.1:{port}/prompt",
         disks=[tmp_path, tmp_path / "gone"],
         limits=Limits(2.0, 1000),
@@ -105,6 +136,7 @@ async def test_a_sample(tmp_path: Path) -> None:
         await sampler.sample()
         assert state.snapshot.host.cpu_ratio is None, "one reading is no rate"
         _write(tmp_path, {"sys/fs/cgroup/cpu.stat": "usage_usec 2010000\n"})
+        _write(tmp_path, {"proc/7/stat": stat(7, ticks=100_000_000)})
         await sampler.sample()
         host, device = state.snapshot.host, state.snapshot.gpu.devices[0]
         gpu.clear()
@@ -115,6 +147,7 @@ async def test_a_sample(tmp_path: Path) -> None:
     assert host.comfyui_queue_length == 3
     assert host.comfyui_response_s is not None
     assert host.service_memory_bytes["comfyui"] == 3 * os.sysconf("SC_PAGE_SIZE")
+    assert host.service_cpu_cores["comfyui"] > 0
     assert list(host.disks) == [str(tmp_path)]
     assert 0 < host.disks[str(tmp_path)].free_bytes <= host.disks[str(tmp_path)].total_bytes
     assert (device.memory_free_bytes, device.throttle_reasons) == (40, ("power brake",))
@@ -122,10 +155,37 @@ async def test_a_sample(tmp_path: Path) -> None:
 
 
 async def test_a_disk_that_fills_is_seen_coming() -> None:
-    sampler = Sampler(state=StateStore(), pids=dict, limits=Limits(1.0, None))
-    pace = [sampler._full_in_s("/data", at_s, 1000 - int(at_s)) for at_s in (0.0, 10.0, 40.0)]
+    rate = FillRate()
+    pace = [rate.full_in_s(at_s, 1000 - int(at_s)) for at_s in (0.0, 10.0, 40.0)]
     assert pace == [None, None, 960.0]
-    assert sampler._full_in_s("/data", 45.0, 2000) is None, "something was deleted"
+    assert rate.full_in_s(45.0, 2000) is None, "something was deleted"
+
+
+async def test_a_disk_that_hangs_keeps_one_thread_and_its_last_numbers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    disk = Disk(tmp_path, patience_s=30.0)
+    await disk.look()
+    seen, back, looks = disk.last, threading.Event(), []
+
+    def hang(path: Path) -> None:
+        looks.append(path)
+        back.wait(60)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("supervisor.monitor.disks._space", hang)
+        disk = Disk(tmp_path, patience_s=0.1)
+        disk.last = seen
+        for _ in range(3):
+            await disk.look()
+            assert disk.silent
+        assert (looks, disk.last) == ([tmp_path], seen)
+    back.set()
+    with anyio.fail_after(30):
+        while disk.silent:
+            await anyio.sleep(0.01)
+            await disk.look()
+    assert disk.last is not None
 
 
 async def test_a_silent_comfyui_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -111,6 +111,26 @@ def test_a_power_cap_and_a_queue_without_a_limit_are_nobodys_trouble() -> None:
     assert pod.live() == []
 
 
+def test_a_disk_that_does_not_answer_is_told_and_keeps_its_other_alerts() -> None:
+    pod = Pod()
+    full = {"/workspace": DiskStatus(GIB, 100 * GIB)}
+    pod.host(disks=full)
+    assert pod.live() == ["disk /workspace"]
+    pod.host(disks=full, silent_disks=("/workspace",))
+    assert pod.live() == ["disk /workspace", "disk /workspace silent"]
+    silent = pod.state.snapshot.alerts[1]
+    assert (silent.severity, "does not answer" in silent.message) == ("error", True)
+    pod.host()
+    assert pod.live() == []
+
+
+def test_the_busiest_service_is_named() -> None:
+    pod = Pod()
+    pod.host(cpu_ratio=0.97, service_cpu_cores={"jupyter": 0.2, "comfyui": 7.5})
+    pod.live()
+    assert pod.state.snapshot.alerts[0].message == "CPU at 97% of 8 cores; comfyui uses 7.5"
+
+
 def test_what_is_gone_is_not_over_its_limit() -> None:
     pod = Pod()
     pod.host(disks={"/data": DiskStatus(0, GIB)})

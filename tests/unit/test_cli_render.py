@@ -10,6 +10,7 @@ from supervisor.cli.render import Paint, duration, fold, render_status, size
 from supervisor.core.status import (
     Advice,
     Alert,
+    BootStatus,
     DiskStatus,
     DownloadFileStatus,
     DownloadsStatus,
@@ -77,7 +78,11 @@ FULL = Snapshot(
         True, "s3://b/outputs", 2, 10, 1, last_error="refused", hint="look at R2_BUCKET"
     ),
     host=HostStatus(
-        cpu_ratio=0.25, memory_used_bytes=2**31, disks={"/workspace": DiskStatus(10**10, 10**11)}
+        cpu_ratio=0.25,
+        memory_used_bytes=2**31,
+        disks={"/workspace": DiskStatus(10**10, 10**11)},
+        silent_disks=("/mnt/nas",),
+        service_memory_bytes={"jupyter": 2**30},
     ),
     idle=IdleStatus(True, 300, 3600, ()),
     alerts=(Alert("disk", "disk is 95 % full"),),
@@ -105,7 +110,8 @@ def test_everything_that_matters_is_there() -> None:
         "failed b", "gated", "hint: set HF_TOKEN", "active 25 % a.safetensors",
         "s3://b/outputs  10 stored, 2 pending, 1 failed", "refused", "look at R2_BUCKET",
         "cpu 25 %", "/workspace 10.0 GB free", "5m00s of 1h00m", "disk is 95 % full",
-        "use SDPA (4 times)", "--use-pytorch", "a note",
+        "/mnt/nas does not answer", "pid 77       1.0 GiB", "use SDPA (4 times)",
+        "--use-pytorch", "a note",
         "out of VRAM (2 times, last at 10:20 UTC)", "see docs/t#y",
     ):  # fmt: skip
         assert text in screen
@@ -122,6 +128,11 @@ def test_a_program_that_never_ran_did_not_end() -> None:
     last = LastExit(None, None, "spawn-failed", "2026-01-01T00:00:00Z")
     service = ServiceStatus("x", ServiceState.BACKOFF, last_exit=last)
     assert "did not start: spawn-failed" in render(Snapshot(services={"x": service}))
+
+
+def test_this_boot_is_told_beside_the_usual_one() -> None:
+    boot = BootStatus(spans_s={"launch": 0.2, "ready": 31.0}, median_s={"ready": 12.0})
+    assert "ready after 31s (usually 12s)" in render(Snapshot(phase=Phase.READY, boot=boot))
 
 
 def test_an_empty_snapshot_renders() -> None:

@@ -47,7 +47,8 @@ supervisor_comfyui_response_seconds, supervisor_cpu_ratio, supervisor_memory_use
 supervisor_memory_limit_bytes, supervisor_disk_free_bytes{mount}, supervisor_idle_seconds,
 supervisor_alert_active{alert},
 supervisor_advice_total{code}, supervisor_service_memory_bytes{service},
-supervisor_idle_limit_seconds
+supervisor_idle_limit_seconds, supervisor_service_cpu_cores{service},
+supervisor_boot_usual_seconds{phase}
 """
 FULL = Snapshot(
     version="1.2.3",
@@ -76,12 +77,13 @@ FULL = Snapshot(
         memory_limit_bytes=20,
         disks={"/workspace": DiskStatus(30, 100)},
         service_memory_bytes={"comfyui": 40},
+        service_cpu_cores={"comfyui": 1.5},
         comfyui_queue_length=2,
         comfyui_response_s=0.1,
     ),
     idle=IdleStatus(enabled=True, idle_s=12),
     alerts=(Alert("disk", "full"),),
-    boot=BootStatus(spans_s={"launch": 0.2}),
+    boot=BootStatus(spans_s={"launch": 0.2}, median_s={"launch": 0.3}),
 )
 
 

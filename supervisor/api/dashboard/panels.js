@@ -112,7 +112,8 @@ export function services(snapshot, act) {
     buttons.querySelector("[data-action=restart]").hidden = resting;
     buttons.querySelector("[data-action=stop]").hidden = resting;
     const used = snapshot.host.service_memory_bytes[service.name];
-    replace(why, [service, service.ready && ago(service.since), used], () => story(service, used));
+    const cores = snapshot.host.service_cpu_cores[service.name];
+    replace(why, [service, service.ready && ago(service.since), used, cores], () => story(service, used, cores));
   });
 }
 
@@ -122,13 +123,14 @@ function ending({ signal, code }) {
 }
 
 /** Why a service is in its state: its sentence, what to do, how it ended last. */
-function story(service, used) {
+function story(service, used, cores) {
   const last = service.last_exit;
   const ended = last && ["backoff", "failed", "unhealthy"].includes(service.state);
   const quiet = [];
   if (service.ready && ago(service.since)) quiet.push(`up for ${ago(service.since)}`);
   if (service.restarts) quiet.push(`${service.restarts} ${service.restarts === 1 ? "restart" : "restarts"}`);
   if (used) quiet.push(memory(used));
+  if (cores >= 0.05) quiet.push(`${cores.toFixed(1)} ${cores.toFixed(1) === "1.0" ? "core" : "cores"}`);
   if (service.pid) quiet.push(`pid ${service.pid}`);
   if (!service.required && !service.ready) quiet.push("not required");
   return [
@@ -181,6 +183,11 @@ function reasons(texts) {
     make("ul", {}, ...texts.map((reason) => make("li", {}, reason))));
 }
 
+function space(disk) {
+  const soon = disk.full_in_s != null && disk.full_in_s < 3600;
+  return `${size(disk.free_bytes)} of ${size(disk.total_bytes)} free${soon ? `, full in ${Math.ceil(disk.full_in_s / 60)} min` : ""}`;
+}
+
 export function host(snapshot) {
   const { host: found } = snapshot;
   if (found.cpu_ratio != null) remember("cpu", found.cpu_ratio);
@@ -192,7 +199,8 @@ export function host(snapshot) {
     (history.get("cpu") ?? []).length > 2 ? spark(history.get("cpu"), "CPU use over the last minutes") : null,
     held != null ? level({ label: "Memory", value: limit ? `${gib(held)} of ${gib(limit)}` : gib(held), ratio: limit ? held / limit : 0, state: worry(limit ? held / limit : 0, 0.85) }) : null,
     facts([
-      ...Object.entries(found.disks).map(([mount, disk]) => [mount, `${size(disk.free_bytes)} of ${size(disk.total_bytes)} free${disk.full_in_s != null && disk.full_in_s < 3600 ? `, full in ${Math.ceil(disk.full_in_s / 60)} min` : ""}`]),
+      ...found.silent_disks.map((mount) => [mount, "does not answer"]),
+      ...Object.entries(found.disks).filter(([mount]) => !found.silent_disks.includes(mount)).map(([mount, disk]) => [mount, space(disk)]),
       ["Storage", found.storage_mode],
       ["Jobs in ComfyUI", found.comfyui_queue_length],
       ["ComfyUI answers in", found.comfyui_response_s != null ? `${Math.round(found.comfyui_response_s * 1000)} ms` : ""],
