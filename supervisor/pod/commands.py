@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 from collections.abc import Mapping, Sequence
@@ -59,7 +60,7 @@ class Runner:
 
 
 def last_line(text: str) -> str:
-    """The line of a program's output that says why it failed."""
+    """The line of a program's output that says why it failed, without passwords in addresses."""
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     told = [line for line in lines if line.lower().startswith(("error", "fatal"))]
-    return (told or lines or [""])[-1][:300]
+    return re.sub(r"(\w://)[^/@\s]+@", r"\1***@", (told or lines or [""])[-1])[:300]

@@ -10,7 +10,7 @@ import json
 import os
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from enum import StrEnum
 from pathlib import Path
 
@@ -21,15 +21,17 @@ from supervisor.pod.commands import Runner, last_line
 
 _AT_ONCE = 8
 _SHORT = 10
+_CHECKOUT_S = 30.0
 # Hooks and filters are code of the node; a folder of another owner is what images have.
 _GIT = (
     "git", "-c", "core.hooksPath=/dev/null", "-c", "core.fsmonitor=false",
-    "-c", "safe.directory=*", "-c", "protocol.ext.allow=never", "-c", "gc.auto=0",
+    "-c", "safe.directory=*", "-c", "core.fileMode=false", "-c", "protocol.ext.allow=never",
+    "-c", "gc.auto=0",
 )  # fmt: skip
 _PASSED = (
     "PATH", "HOME", "LANG", "http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY",
     "no_proxy", "SSL_CERT_FILE", "GIT_SSL_CAINFO", "PIP_INDEX_URL", "PIP_EXTRA_INDEX_URL",
-    "PIP_CERT", "PIP_FIND_LINKS", "PIP_NO_INDEX",
+    "PIP_CERT", "PIP_FIND_LINKS", "PIP_NO_INDEX", "PIP_BREAK_SYSTEM_PACKAGES",
 )  # fmt: skip
 
 
@@ -110,7 +112,9 @@ class Nodes:
     def __init__(self, folder: Path, *, python: Path, runner: Runner, record: Record) -> None:
         self._folder = folder
         self._python = python
-        self._runner = runner
+        # A damaged repository must not be taken for the one around it: ComfyUI's own.
+        ceiling = {"GIT_CEILING_DIRECTORIES": str(folder.resolve())}
+        self._runner = replace(runner, environment={**runner.environment, **ceiling})
         self._record = record
         # pip is not made for two at once.
         self._pip = anyio.Lock()
@@ -153,7 +157,9 @@ class Nodes:
         """Take every node that was moved back to where it was; also without a network."""
         found = []
         for name, moved in sorted(self._record.moved.items()):
-            code, text = await self._git(name, "reset", "--hard", "--quiet", moved.before)
+            # --keep refuses to overwrite what somebody has changed since.
+            how = "--keep" if moved.done else "--hard"
+            code, text = await self._git(name, "reset", how, "--quiet", moved.before)
             if code:
                 found.append(NodeStatus(name, Result.FAILED, message=last_line(text)))
                 continue
@@ -192,9 +198,16 @@ class Nodes:
         if (await self._git(name, "merge-base", "--is-ancestor", before, after))[0]:
             raise _Stay(Result.KEPT, f"has diverged from its upstream at {_short(after)}")
         self._record.note(name, Moved(before, after, done=False))
-        await self._demand(name, "merge", "--quiet", "--ff-only", after)
-        await self._submodules(name)
-        await self._requirements(name, before, after)
+        # Half a tree is worse than a late one: the deadline does not cut this off.
+        with anyio.move_on_after(_CHECKOUT_S, shield=True):
+            await self._demand(name, "merge", "--quiet", "--ff-only", after)
+        try:
+            await self._submodules(name)
+            await self._requirements(name, before, after)
+        except anyio.get_cancelled_exc_class():
+            with anyio.move_on_after(_CHECKOUT_S, shield=True):  # no code without what it needs
+                await self._git(name, "reset", "--hard", "--quiet", before)
+            raise
         self._record.note(name, Moved(before, after, done=True))
         return NodeStatus(name, Result.UPDATED, before=_short(before), after=_short(after))
 
@@ -205,6 +218,8 @@ class Nodes:
             return
         with suppress(FileNotFoundError):
             (self._folder / name / ".git" / "index.lock").unlink()
+        # New files that git had written already are nobody's: forward first makes them git's.
+        await self._demand(name, "reset", "--hard", "--quiet", moved.after)
         await self._demand(name, "reset", "--hard", "--quiet", moved.before)
         self._record.note(name, None)
 

@@ -15,7 +15,7 @@ import pytest
 
 from supervisor.cli.main import main
 from supervisor.core.status import NodeStatus
-from supervisor.pod.commands import Runner
+from supervisor.pod.commands import Runner, last_line
 from supervisor.pod.nodes import Moved, Nodes, Record, environment_for
 from supervisor.pod.torch_stack import Baseline, changes, constraints, reinstall, stack_of
 
@@ -145,15 +145,62 @@ async def test_a_remote_that_hangs_costs_only_the_deadline(tmp_path: Path) -> No
 async def test_an_update_that_was_cut_off_is_finished_by_the_next_boot(tmp_path: Path) -> None:
     pod = Pod(tmp_path)
     node = pod.node("node")
-    before, after = git(node, "rev-parse", "HEAD"), pod.publish("node", "2")
+    before, after = git(node, "rev-parse", "HEAD"), pod.publish("node", "2", new="whole")
+    git(node, "fetch", "--quiet")
     # As kill -9 in the middle of git leaves it: noted, half written, locked.
     Record(tmp_path / "state" / "nodes.json").note("node", Moved(before, after, done=False))
     (node / "code").write_text("half")
+    (node / "new").write_text("half")
     (node / ".git" / "index.lock").touch()
     found = await pod.update()
     assert found["node"].state == "updated"
     assert code(node) == "2"
     assert git(node, "status", "--porcelain") == ""
+
+
+async def test_a_damaged_repository_is_not_taken_for_comfyui(tmp_path: Path) -> None:
+    pod = Pod(tmp_path)
+    comfyui = pod.nodes_folder.parent
+    git(comfyui, "init", "--quiet")
+    git(comfyui, "commit", "--quiet", "--allow-empty", "-m", "ComfyUI")
+    git(comfyui, "branch", "upstream")
+    git(comfyui, "branch", "--set-upstream-to", "upstream")
+    (pod.nodes_folder / "broken" / ".git").mkdir(parents=True)
+    found = await pod.update()
+    assert found["broken"].state == "failed"
+    assert "not a git repository" in (found["broken"].message or "")
+
+
+async def test_the_way_back_overwrites_no_changes(tmp_path: Path) -> None:
+    pod = Pod(tmp_path)
+    node = pod.node("node")
+    pod.publish("node", "2")
+    await pod.update()
+    (node / "code").write_text("mine")
+    (back,) = await pod.nodes().roll_back()
+    assert back.state == "failed"
+    assert code(node) == "mine"
+    git(node, "checkout", "--quiet", "code")
+    (back,) = await pod.nodes().roll_back()
+    assert (back.state, code(node)) == ("updated", "1")
+
+
+async def test_requirements_that_are_late_leave_the_old_version(tmp_path: Path) -> None:
+    python = tmp_path / "python"
+    python.write_text("#!/bin/sh\nexec sleep 600\n")
+    python.chmod(0o755)
+    pod = Pod(tmp_path, str(python))
+    node = pod.node("node")
+    pod.publish("node", "2", requirements_txt="late\n")
+    found = await pod.update(timeout_s=10.0)
+    assert found["node"].state == "failed"
+    assert code(node) == "1"
+    assert git(node, "status", "--porcelain") == ""
+
+
+def test_a_password_in_an_address_is_not_told() -> None:
+    text = "warning: x\nfatal: unable to access 'https://me:sesame@host/x.git/': no\n"
+    assert last_line(text) == "fatal: unable to access 'https://***@host/x.git/': no"
 
 
 def test_git_and_pip_get_no_secrets() -> None:
