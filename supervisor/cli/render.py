@@ -151,12 +151,16 @@ def _pod(status: Mapping[str, Any], paint: Paint) -> Iterator[str]:
     boot = status.get("boot") or {}
     if status.get("ready") and (boot.get("spans_s") or {}).get("ready"):
         usual = (boot.get("median_s") or {}).get("ready")
-        usually = f" (usually {duration(usual)})" if usual is not None else ""
-        parts.append(f"ready after {duration(boot['spans_s']['ready'])}{usually}")
+        usually = f" (usually {_brief(usual)})" if usual is not None else ""
+        parts.append(f"ready after {_brief(boot['spans_s']['ready'])}{usually}")
     yield _line(paint, "pod", "  ".join(parts))
     missing = [clean(name) for name in status.get("missing") or ()]
     if missing:
         yield _under(f"waits for {', '.join(missing)}")
+
+
+def _brief(seconds: float) -> str:
+    return f"{seconds:.1f}s" if seconds < 10 else duration(seconds)
 
 
 def _access(status: Mapping[str, Any], paint: Paint) -> Iterator[str]:

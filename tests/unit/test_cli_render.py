@@ -133,6 +133,8 @@ def test_a_program_that_never_ran_did_not_end() -> None:
 def test_this_boot_is_told_beside_the_usual_one() -> None:
     boot = BootStatus(spans_s={"launch": 0.2, "ready": 31.0}, median_s={"ready": 12.0})
     assert "ready after 31s (usually 12s)" in render(Snapshot(phase=Phase.READY, boot=boot))
+    fast = BootStatus(spans_s={"ready": 0.52}, median_s={"ready": 0.61})
+    assert "ready after 0.5s (usually 0.6s)" in render(Snapshot(phase=Phase.READY, boot=fast))
 
 
 def test_an_empty_snapshot_renders() -> None:
