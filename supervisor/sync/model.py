@@ -112,8 +112,9 @@ class Resume:
 class Upload:
     """One finished file on its way to ``key``.
 
-    ``replace`` allows other bytes at the key to be overwritten. ``look_first``: the target
-    may well have the bytes already (an earlier run, a key made of the checksum).
+    ``body``: all its bytes, when they are few. ``replace`` allows other bytes at the key to
+    be overwritten. ``look_first``: the target may well have the bytes already (an earlier
+    run, a key made of the checksum).
     """
 
     source: Path
@@ -127,6 +128,7 @@ class Upload:
     look_first: bool = False
     cache_control: str | None = None
     resume: Resume | None = None
+    body: bytes | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True, slots=True)
