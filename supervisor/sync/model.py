@@ -112,9 +112,8 @@ class Resume:
 class Upload:
     """One finished file on its way to ``key``.
 
-    ``body``: all its bytes, when they are few. ``replace`` allows other bytes at the key to
-    be overwritten. ``look_first``: the target may well have the bytes already (an earlier
-    run, a key made of the checksum).
+    ``replace`` allows other bytes at the key to be overwritten. ``look_first``: the target
+    may well have the bytes already (an earlier run, a key made of the checksum).
     """
 
     source: Path
@@ -128,7 +127,6 @@ class Upload:
     look_first: bool = False
     cache_control: str | None = None
     resume: Resume | None = None
-    body: bytes | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True, slots=True)

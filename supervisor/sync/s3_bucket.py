@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,21 +22,15 @@ class Bucket:
     """What all uploads to a bucket share.
 
     ``may_head``: HEAD was not refused so far. ``conditional``: the server honours
-    If-None-Match; None while nobody knows. ``asks``: it answers "Expect: 100-continue".
+    If-None-Match; None while nobody knows.
     """
 
     name: str
     limiter: RateLimiter
     conditional: bool | None = None
     may_head: bool = True
-    asks: bool = True
     memory: ByteBudget = field(default_factory=lambda: ByteBudget(MEMORY_BYTES))
     pace: KeyPace = field(default_factory=KeyPace)
-
-    def drop_expect(self, params: dict[str, Any], **_: object) -> None:
-        """Take the header from a request that botocore prepares, where nobody answers it."""
-        if not self.asks:
-            params["headers"].pop("Expect", None)
 
     async def head(self, s3: Any, key: str) -> dict[str, Any] | None:
         """Return what HEAD says, None when the key is free or nobody may look."""
@@ -100,3 +95,8 @@ def same(found: dict[str, Any], upload: Upload, md5: bytes | None) -> bool:
 def etag_of(answer: dict[str, Any]) -> str:
     """Return the ETag without its quotes."""
     return str(answer.get("ETag", "")).strip('"')
+
+
+def md5_of(data: bytes) -> bytes:
+    """Hash for Content-MD5 and to compare with an ETag."""
+    return hashlib.md5(data, usedforsecurity=False).digest()

@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass, replace
 from functools import partial
-from io import BytesIO
-from pathlib import Path
-from typing import NamedTuple
 
 from anyio import to_thread
 
-from supervisor.sync.backlog import SMALL_BYTES, Work
+from supervisor.sync.backlog import Work
 from supervisor.sync.keys import alternative_key, content_type, metadata_value
 from supervisor.sync.ledger import Ledger
 from supervisor.sync.metadata import png_metadata
 from supervisor.sync.model import FileState, Row, Stored, Upload
-from supervisor.sync.target import FileChangedError, KeyTakenError, Target, read_all, sha256_of
+from supervisor.sync.target import FileChangedError, KeyTakenError, Target, sha256_of
 from supervisor.sync.trees import KeyScheme
 
 
@@ -50,13 +46,6 @@ class _Record:
         self.ledger.uploading(self.tree, self.path, None, None)
 
 
-class _Begun(NamedTuple):
-    """A file whose intent is written."""
-
-    row: Row
-    upload: Upload
-
-
 class Transfer:
     """Takes finished files to the target, so that dying at any instant does no harm."""
 
@@ -75,54 +64,29 @@ class Transfer:
             TransferError: see ``Target.store``.
             JournalError: the journal cannot be written; nothing counts.
         """
-        begin = partial(self._begin, work)
-        while isinstance(begun := await to_thread.run_sync(begin), Row):
-            await self._target.abandon(begun.key, begun.upload_id or "")
-            begin = partial(self._begin, work, abandoned=True)
-        if isinstance(begun, Result):
-            return begun
-        row, upload = begun
+        before = await to_thread.run_sync(self._ledger.get, work.tree.name, work.path)
+        digest = await to_thread.run_sync(self._digest, work, before)
+        if before is not None and self._is_same(before, work, digest):
+            row = replace(before, identity=work.identity)
+            await to_thread.run_sync(self._ledger.intend, row)
+            return Result(row.key, sent=False, verified=row.verified)
+        resumable = await self._settle_earlier(work, before)
+        row, known = await to_thread.run_sync(self._intend, work, before, digest, resumable)
+        if known:
+            return await self._commit(row, Stored(row.etag or "", verified=False, sent=False))
+        look_first = work.old or before is not None or work.attempts > 0
+        upload = await to_thread.run_sync(self._upload, work, row, look_first)
         try:
             stored = await self._target.store(upload)
         except KeyTakenError:
-            row, upload = await to_thread.run_sync(self._rename, work, row, upload)
+            row, upload = await to_thread.run_sync(self._rename, work, row)
             stored = await self._target.store(upload)
-        return await to_thread.run_sync(self._commit, row, stored)
+        return await self._commit(row, stored)
 
-    def _begin(self, work: Work, *, abandoned: bool = False) -> Result | Row | _Begun:
-        """Do all that comes before the network, in one go: a thread call costs as much.
-
-        Returns what to upload, the result when the target has the bytes, or the row whose
-        multipart upload (begun with other bytes) must be abandoned first.
-        """
-        before = self._ledger.get(work.tree.name, work.path)
-        uploading = before is not None and before.state is FileState.UPLOADING
-        resumable = before is not None and uploading and _goes_on(before, work)
-        if before is not None and uploading and not resumable and not abandoned:
-            return before
-        digest, body = self._contents(work, before)
-        if before is not None and self._is_same(before, work, digest):
-            row = replace(before, identity=work.identity)
-            self._ledger.intend(row)
-            return Result(row.key, sent=False, verified=row.verified)
-        if before is not None and resumable:
-            row, known = before, False
-        else:
-            row, known = self._intend(work, digest)
-        if known:
-            return self._commit(row, Stored(row.etag or "", verified=False, sent=False))
-        look_first = work.old or before is not None or work.attempts > 0
-        return _Begun(row, self._upload(work, row, look_first=look_first, body=body))
-
-    def _contents(self, work: Work, before: Row | None) -> tuple[str, bytes | None]:
-        """Return the checksum, and all bytes of a small file: it is read once only."""
-        source, identity = work.tree.locate(work.path), work.identity
-        if identity.size_bytes <= SMALL_BYTES:
-            body = read_all(source, identity)
-            return hashlib.sha256(body).hexdigest(), body
-        if before is not None and before.identity == identity:
-            return before.sha256, None
-        return sha256_of(source, identity), None
+    def _digest(self, work: Work, before: Row | None) -> str:
+        if before is not None and before.identity == work.identity:
+            return before.sha256
+        return sha256_of(work.tree.locate(work.path), work.identity)
 
     @staticmethod
     def _is_same(before: Row, work: Work, digest: str) -> bool:
@@ -130,8 +94,22 @@ class Transfer:
         settled = before.state in (FileState.STORED, FileState.DONE)
         return settled and before.sha256 == digest and before.incomplete == bool(work.fault)
 
-    def _intend(self, work: Work, digest: str) -> tuple[Row, bool]:
+    async def _settle_earlier(self, work: Work, before: Row | None) -> bool:
+        """Abort what an earlier try began with other bytes; True when it can go on."""
+        if before is None or before.state is not FileState.UPLOADING:
+            return False
+        same = before.identity == work.identity and before.incomplete == bool(work.fault)
+        if same and before.upload_id:
+            return True
+        await self._target.abandon(before.key, before.upload_id or "")
+        return False
+
+    def _intend(
+        self, work: Work, before: Row | None, digest: str, resumable: bool
+    ) -> tuple[Row, bool]:
         """Write the intent; the second value: the key is known to hold these bytes."""
+        if before is not None and resumable:
+            return before, False
         incomplete = bool(work.fault)
         key = self._scheme.key(work.tree, work.path, work.identity, incomplete=incomplete)
         at_key = self._ledger.object_sha256(key)
@@ -150,7 +128,7 @@ class Transfer:
         self._ledger.intend(row)
         return row, at_key == digest
 
-    def _rename(self, work: Work, row: Row, upload: Upload) -> _Begun:
+    def _rename(self, work: Work, row: Row) -> tuple[Row, Upload]:
         """Give a file whose key is taken one made of its checksum; only it can have that."""
         row = replace(
             row,
@@ -160,11 +138,17 @@ class Transfer:
             part_size_bytes=None,
         )
         self._ledger.intend(row)
-        return _Begun(row, self._upload(work, row, look_first=True, body=upload.body))
+        return row, self._upload(work, row, look_first=True)
 
-    def _upload(self, work: Work, row: Row, *, look_first: bool, body: bytes | None) -> Upload:
+    def _upload(self, work: Work, row: Row, look_first: bool) -> Upload:
         source = work.tree.locate(work.path)
-        metadata = self._metadata(work, source, body)
+        try:
+            metadata = png_metadata(source) if work.tree.outputs else {}
+        except OSError as exc:
+            raise FileChangedError(f"Cannot read {source.name}: {exc.strerror}") from exc
+        metadata["source"] = metadata_value(work.path)
+        if work.fault:
+            metadata["note"] = metadata_value(work.fault)
         first_choice = self._scheme.key(
             work.tree, work.path, work.identity, incomplete=row.incomplete
         )
@@ -181,29 +165,11 @@ class Transfer:
             look_first=look_first or row.key != first_choice,
             cache_control=self._cache_control,
             resume=self._ledger.resume(row),
-            body=body,
         )
 
-    @staticmethod
-    def _metadata(work: Work, source: Path, body: bytes | None) -> dict[str, str]:
-        metadata: dict[str, str] = {}
-        if work.tree.outputs and source.suffix.lower() == ".png":
-            try:
-                with source.open("rb") if body is None else BytesIO(body) as file:
-                    metadata = png_metadata(file)
-            except OSError as exc:
-                raise FileChangedError(f"Cannot read {source.name}: {exc.strerror}") from exc
-        metadata["source"] = metadata_value(work.path)
-        if work.fault:
-            metadata["note"] = metadata_value(work.fault)
-        return metadata
-
-    def _commit(self, row: Row, stored: Stored) -> Result:
-        self._ledger.stored(row.tree, row.path, etag=stored.etag, verified=stored.verified)
+    async def _commit(self, row: Row, stored: Stored) -> Result:
+        record = partial(
+            self._ledger.stored, row.tree, row.path, etag=stored.etag, verified=stored.verified
+        )
+        await to_thread.run_sync(record)
         return Result(row.key, sent=stored.sent, verified=stored.verified)
-
-
-def _goes_on(before: Row, work: Work) -> bool:
-    """Whether the multipart upload of an earlier try has these very bytes."""
-    same = before.identity == work.identity and before.incomplete == bool(work.fault)
-    return same and bool(before.upload_id)

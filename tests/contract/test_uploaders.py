@@ -172,9 +172,8 @@ async def test_a_file_that_has_changed_is_not_stored(place: Place, tmp_path: Pat
     assert _values(place) == []
 
 
-@pytest.mark.parametrize("size_mib", [1, 20])
-async def test_large_files_arrive_whole(place: Place, tmp_path: Path, size_mib: int) -> None:
-    data = os.urandom(MIB) * size_mib + b"tail"
+async def test_large_files_arrive_whole(place: Place, tmp_path: Path) -> None:
+    data = os.urandom(MIB) * 20 + b"tail"
     await _store(place, _upload(tmp_path, data))
     assert _values(place) == [sha256(data)]
 
@@ -227,24 +226,6 @@ async def test_a_broken_multipart_is_resumed_and_a_dead_one_starts_anew(tmp_path
         assert server.strict is not None
         assert [o.sha256 for o in server.strict.objects.values()] == [sha256(data)]
         assert server.strict.uploads == {}
-
-
-async def test_a_file_that_shrinks_while_it_is_sent_is_not_stored(tmp_path: Path) -> None:
-    upload = _upload(tmp_path, os.urandom(MIB) * 7, replace=True)
-
-    def shrink(request: Any, _count: int) -> None:
-        if request.method == "PUT":
-            os.truncate(upload.source, MIB)
-
-    with s3_servers.strict(fault=shrink) as server:
-        settings = SyncSection(**server.settings)
-        async with S3Target(
-            settings, Credentials(settings, {}), limiter=RateLimiter(None)
-        ) as target:
-            with pytest.raises(FileChangedError):
-                await target.store(upload)
-        assert server.strict is not None
-        assert server.strict.objects == {}
 
 
 async def test_headers_tell_what_it_is(tmp_path: Path) -> None:

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import random
-import re
 import signal
 import subprocess
 import sys
@@ -18,10 +16,8 @@ from typing import Any
 import anyio
 import pytest
 from anyio import to_thread
-from anyio.abc import SocketAttribute, SocketStream
 
 from supervisor.core import clock
-from supervisor.sync import s3_body
 from supervisor.sync.ledger import Ledger
 from tests.support import s3_servers
 from tests.support.s3_servers import Server
@@ -225,41 +221,6 @@ async def test_a_server_that_comes_back_gets_everything(tmp_path: Path) -> None:
                 await pod.state.wait(lambda s: s.sync.last_error is not None)
             down = False
             await pod.uploaded(1)
-
-
-async def test_a_server_that_never_says_continue_gets_the_body_unasked(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(s3_body, "CONTINUE_S", 0.3)
-    waited = 0
-
-    async def serve(stream: SocketStream) -> None:
-        nonlocal waited
-        async with stream:
-            data = b""
-            while b"\r\n\r\n" not in data:
-                data += await stream.receive()
-            head, _, body = data.partition(b"\r\n\r\n")
-            if b"100-continue" in head:
-                waited += 1
-                await anyio.sleep_forever()
-            sent = re.search(rb"(?i)content-length: (\d+)", head)
-            while len(body) < int(sent[1] if sent else 0):
-                body += await stream.receive()
-            md5 = hashlib.md5(body, usedforsecurity=False).hexdigest()
-            answer = f'HTTP/1.1 200 OK\r\nETag: "{md5}"\r\nContent-Length: 0\r\n'
-            await stream.send(f"{answer}Connection: close\r\n\r\n".encode())
-
-    listener = await anyio.create_tcp_listener(local_host="127.0.0.1")
-    port = listener.extra(SocketAttribute.local_port)  # noqa: S610 (anyio's, not Django's)
-    pod = Pod(tmp_path, target="s3", endpoint=f"http://127.0.0.1:{port}", on_conflict="overwrite")
-    (pod.source / "a.bin.txt").write_bytes(os.urandom(MIB))
-    async with listener, anyio.create_task_group() as tasks:
-        tasks.start_soon(listener.serve, serve)
-        async with pod.running():
-            await pod.uploaded(1)
-        tasks.cancel_scope.cancel()
-    assert waited == 1
 
 
 async def test_a_full_journal_disk_holds_files_back_and_loses_nothing(tmp_path: Path) -> None:

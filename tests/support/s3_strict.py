@@ -7,7 +7,6 @@ under 5 MiB, more than one write a second to a key, HEAD and listing where the t
 from __future__ import annotations
 
 import asyncio
-import base64
 import hashlib
 import re
 import threading
@@ -61,15 +60,12 @@ class StrictS3:
         pace_s: float = 1.0,
         fault: Fault | None = None,
         latency_s: float = 0.0,
-        rate_bytes_per_s: float = float("inf"),
     ) -> None:
         self.may_read = may_read
         self.conditional = conditional
         self.pace_s = pace_s
         self.fault = fault
         self.latency_s = latency_s
-        self.rate_bytes_per_s = rate_bytes_per_s  # of all connections together
-        self._line_free_at = 0.0
         self.keys = {"key": "secret"}
         self.bucket = "bucket"
         self.objects: dict[str, Stored] = {}
@@ -204,27 +200,12 @@ class StrictS3:
         return None
 
     async def _put(self, request: web.Request, key: str) -> web.Response:
-        data, md5 = await self._receive(request)
-        if md5 is None:
+        data = await request.read()
+        if not self._whole(request, data):
             return error(400, "BadDigest")
         if refusal := self._may_write(request, key):
             return refusal
-        return self._keep(key, [data], md5, _kept(request))
-
-    async def _receive(self, request: web.Request) -> tuple[bytes, str | None]:
-        """Read a body at the line's rate; the md5 is None when it is not the announced one."""
-        digest, pieces = hashlib.md5(), []  # noqa: S324
-        while piece := await request.content.readany():
-            start = max(time.monotonic(), self._line_free_at)
-            self._line_free_at = start + len(piece) / self.rate_bytes_per_s
-            # Many small sleeps are as long as a few, and cost more.
-            if (ahead_s := start - time.monotonic()) > 0.01:
-                await asyncio.sleep(ahead_s)
-            digest.update(piece)
-            pieces.append(piece)
-        wanted = request.headers.get("Content-MD5")
-        whole = wanted is None or base64.b64decode(wanted) == digest.digest()
-        return b"".join(pieces), digest.hexdigest() if whole else None
+        return self._keep(key, [data], hashlib.md5(data).hexdigest(), _kept(request))  # noqa: S324
 
     def _keep(
         self, key: str, parts: list[bytes], etag: str, headers: dict[str, str]
@@ -238,13 +219,20 @@ class StrictS3:
         self.writes[key] += 1
         return web.Response(headers={"ETag": f'"{etag}"'})
 
+    def _whole(self, request: web.Request, data: bytes) -> bool:
+        import base64
+
+        wanted = request.headers.get("Content-MD5")
+        return wanted is None or base64.b64decode(wanted) == hashlib.md5(data).digest()  # noqa: S324
+
     async def _part(self, request: web.Request) -> web.Response:
-        data, etag = await self._receive(request)
+        data = await request.read()
         upload = self.uploads.get(request.query["uploadId"])
         if upload is None:
             return error(404, "NoSuchUpload")
-        if etag is None:
+        if not self._whole(request, data):
             return error(400, "BadDigest")
+        etag = hashlib.md5(data).hexdigest()  # noqa: S324
         upload.parts[int(request.query["partNumber"])] = (len(data), etag, data)
         return web.Response(headers={"ETag": f'"{etag}"'})
 
