@@ -3,18 +3,29 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Awaitable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
+import anyio
 from botocore.exceptions import ClientError
 
+from supervisor.errors import TransientTransferError
 from supervisor.sync.model import Upload
 from supervisor.sync.pacing import ByteBudget, KeyPace, RateLimiter
 from supervisor.sync.s3_errors import is_forbidden, is_missing
 from supervisor.sync.target import KeyTakenError
 
+T = TypeVar("T")
+
 MTIME = "mtime-ns"
 MEMORY_BYTES = 16 * 1024 * 1024  # of file contents at once, over all uploads
+
+# A request that a server neither answers nor takes is given up after so long, plus the time
+# of its body on the slowest line worth using. The client's own timeouts do not cover the wait
+# for "100 Continue".
+_SILENCE_S = 120.0
+_SLOWEST_BYTES_PER_S = 20_000
 
 
 @dataclass(slots=True)
@@ -90,6 +101,17 @@ def same(found: dict[str, Any], upload: Upload, md5: bytes | None) -> bool:
     if sha256 is not None:
         return bool(sha256 == upload.sha256)
     return md5 is not None and etag_of(found) == md5.hex()
+
+
+async def bounded(request: Awaitable[T], upload: Upload, size_bytes: int) -> T:
+    """Await a request that carries so many bytes, but not for ever.
+
+    Raises:
+        TransientTransferError: the server neither answers nor takes it.
+    """
+    with anyio.move_on_after(_SILENCE_S + size_bytes / _SLOWEST_BYTES_PER_S):
+        return await request
+    raise TransientTransferError(f"Cannot upload {upload.key}: the server does not answer")
 
 
 def etag_of(answer: dict[str, Any]) -> str:

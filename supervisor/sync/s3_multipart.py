@@ -14,7 +14,7 @@ from botocore.exceptions import ClientError
 
 from supervisor.errors import TransferError, TransientTransferError
 from supervisor.sync.model import Resume, Stored, Upload
-from supervisor.sync.s3_bucket import Bucket, etag_of, headers_of, md5_of, same
+from supervisor.sync.s3_bucket import Bucket, bounded, etag_of, headers_of, md5_of, same
 from supervisor.sync.s3_errors import code_of, is_forbidden, is_missing
 from supervisor.sync.target import FileChangedError, KeyTakenError, expect_unchanged, read_part
 
@@ -98,7 +98,7 @@ class Multipart:
                 body = await to_thread.run_sync(read)
                 md5 = await to_thread.run_sync(md5_of, body)
                 await self._bucket.limiter.spend(size)
-                answer = await s3.upload_part(
+                request = s3.upload_part(
                     Bucket=self._bucket.name,
                     Key=upload.key,
                     UploadId=resume.upload_id,
@@ -106,7 +106,8 @@ class Multipart:
                     Body=body,
                     ContentMD5=base64.b64encode(md5).decode(),
                 )
-                del body
+                answer = await bounded(request, upload, size)
+                del body, request
             await to_thread.run_sync(upload.record.part, number, etag_of(answer))
             done[number] = etag_of(answer)
 

@@ -12,7 +12,7 @@ from botocore.exceptions import ClientError
 
 from supervisor.sync.keys import alternative_key
 from supervisor.sync.model import Stored, Upload
-from supervisor.sync.s3_bucket import Bucket, etag_of, headers_of, md5_of
+from supervisor.sync.s3_bucket import Bucket, bounded, etag_of, headers_of, md5_of
 from supervisor.sync.s3_errors import is_missing, is_precondition, status_of
 from supervisor.sync.target import KeyTakenError, read_part
 
@@ -116,7 +116,7 @@ class SinglePut:
         self, s3: Any, upload: Upload, body: bytes, md5: bytes, **conditions: str
     ) -> dict[str, Any]:
         await self._bucket.pace.wait(upload.key)
-        answer: dict[str, Any] = await s3.put_object(
+        request = s3.put_object(
             Bucket=self._bucket.name,
             Key=upload.key,
             Body=body,
@@ -124,4 +124,5 @@ class SinglePut:
             **headers_of(upload),
             **conditions,
         )
+        answer: dict[str, Any] = await bounded(request, upload, len(body))
         return answer

@@ -8,10 +8,13 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import anyio
 import pytest
+from anyio.abc import SocketAttribute, SocketStream
 
 from supervisor.config.settings import SyncSection
-from supervisor.errors import TransferError
+from supervisor.errors import TransferError, TransientTransferError
+from supervisor.sync import s3_bucket
 from supervisor.sync.credentials import Credentials
 from supervisor.sync.folder import FolderTarget
 from supervisor.sync.model import Identity, Upload
@@ -226,6 +229,31 @@ async def test_a_broken_multipart_is_resumed_and_a_dead_one_starts_anew(tmp_path
         assert server.strict is not None
         assert [o.sha256 for o in server.strict.objects.values()] == [sha256(data)]
         assert server.strict.uploads == {}
+
+
+async def test_a_server_that_is_silent_is_given_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(s3_bucket, "_SILENCE_S", 0.3)
+
+    async def serve(stream: SocketStream) -> None:
+        async with stream:
+            await anyio.sleep_forever()  # not even "100 Continue"
+
+    listener = await anyio.create_tcp_listener(local_host="127.0.0.1")
+    port = listener.extra(SocketAttribute.local_port)  # noqa: S610 - of anyio
+    settings = SyncSection(
+        target="s3", endpoint=f"http://127.0.0.1:{port}", access_key_id="k", secret_access_key="s"
+    )
+    async with listener, anyio.create_task_group() as tasks:
+        tasks.start_soon(listener.serve, serve)
+        async with S3Target(
+            settings, Credentials(settings, {}), limiter=RateLimiter(None)
+        ) as target:
+            upload = replace(_upload(tmp_path, b"data"), replace=True)
+            with anyio.fail_after(60), pytest.raises(TransientTransferError, match="not answer"):
+                await target.store(upload)
+        tasks.cancel_scope.cancel()
 
 
 async def test_headers_tell_what_it_is(tmp_path: Path) -> None:
