@@ -236,7 +236,10 @@ class Routes:
         try:
             wanted = make(body.file())
         except ValueError as exc:
-            raise ControlError(f"Cannot fetch it: {exc}", status=422, code="invalid-body") from exc
+            # An address may hold a secret: it is not repeated.
+            what = body.huggingface or body.civitai or body.to or "the file"
+            message = f"Cannot fetch {what}: {exc}"
+            raise ControlError(message, status=422, code="invalid-body") from exc
         models.add(wanted, now=body.now)
         return answer({"name": wanted.name, "destination": str(wanted.destination)}, status=202)
 

@@ -132,6 +132,8 @@ def _verify(args: Namespace, loaded: LoadedSettings, environ: Mapping[str, str])
     verdicts = anyio.run(
         partial(verify, requests, section=section, environ=environ, on_verdict=tell)
     )
+    if not verdicts and not args.json:
+        print("there is nothing to verify: no model files are configured")
     bad = [v for v in verdicts if v.verdict in (Verdict.DAMAGED, Verdict.MISSING)]
     if not args.repair or not bad:
         if args.json:

@@ -15,7 +15,9 @@ from pathlib import Path
 
 Stack = dict[str, str]
 
-_NAMES = re.compile(r"torch|torchvision|torchaudio|xformers|triton|pytorch-triton|nvidia-.+")
+_NAMES = re.compile(
+    r"torch|torchvision|torchaudio|xformers|triton|pytorch-triton|nvidia-(?!ml-py$).+"
+)
 _BASELINE = ".supervisor-torch-stack.json"
 
 

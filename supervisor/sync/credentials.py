@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+
+import aiofiles
 
 from supervisor.config.settings import SyncSection
 
@@ -33,22 +36,21 @@ class Keys:
 
 
 class Credentials:
-    """Yields the keys of now; blocking on two small files at most."""
+    """Yields the keys of now: those in the files, so that they can be rotated."""
 
     def __init__(self, settings: SyncSection, files: Mapping[str, Path]) -> None:
         self._settings = settings
         self._files = files
 
-    def read(self) -> Keys:
+    async def read(self) -> Keys:
         """Return the keys; a file that cannot be read leaves what was configured."""
-        return Keys(self._one("access_key_id"), self._one("secret_access_key"))
+        return Keys(await self._one("access_key_id"), await self._one("secret_access_key"))
 
-    def _one(self, name: str) -> str:
+    async def _one(self, name: str) -> str:
         path = self._files.get(name)
         if path is not None:
-            try:
-                return path.read_text().strip()
-            except (OSError, UnicodeDecodeError):
-                pass
+            with suppress(OSError, UnicodeDecodeError):
+                async with aiofiles.open(path, encoding="utf-8") as file:
+                    return (await file.read()).strip()
         secret = getattr(self._settings, name)
         return secret.get_secret_value() if secret is not None else ""

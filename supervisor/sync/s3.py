@@ -81,7 +81,7 @@ class S3Target:
     async def _client(self) -> Any:
         """Return the client, a new one when the keys have been exchanged."""
         async with self._opening:
-            keys = await to_thread.run_sync(self._credentials.read)
+            keys = await self._credentials.read()
             if self._s3 is None or keys != self._keys:
                 session = await to_thread.run_sync(_prepare_session, keys)
                 config = _client_config(self._settings)

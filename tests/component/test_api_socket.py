@@ -133,7 +133,7 @@ async def test_a_model_is_added(tmp_path: Path) -> None:
         code, answer = await post(server, "/v1/models", {**body, "to": ""})
         assert (code, answer["error"]["message"]) == (
             422,
-            "Cannot fetch it: nothing says where it goes",
+            "Cannot fetch the file: nothing says where it goes",
         )
 
 

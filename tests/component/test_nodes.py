@@ -294,6 +294,10 @@ def test_a_replaced_torch_is_told_and_brought_back(
     assert main(["nodes", "rollback", *arguments], surroundings) == 0
     assert "nothing to take back" in capsys.readouterr().out
 
+    other = tmp_path / "empty" / "bin" / "python"
+    assert main(["nodes", "accept", *arguments, "--set", f"comfyui.python={other}"], surroundings)
+    assert "There is no torch beside" in capsys.readouterr().err
+
     install(python, environ, "torch==2.6.0")
     assert main(["nodes", "accept", *arguments], surroundings) == 0
     assert changes(baseline.load() or {}, stack_of(python)) == ()

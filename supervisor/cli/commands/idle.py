@@ -52,10 +52,15 @@ def seconds_of(text: str) -> float:
     """Read a duration such as ``30s``, ``90m``, ``2h``; a bare number is minutes.
 
     Raises:
-        ValueError: not a duration.
+        ArgumentTypeError: not a duration.
     """
+    from argparse import ArgumentTypeError  # noqa: PLC0415 - argparse is loaded when it calls this
+
     number, unit = (text[:-1], text[-1]) if text[-1:] in _UNIT_S else (text, "m")
-    seconds = float(number) * _UNIT_S[unit]
+    try:
+        seconds = float(number) * _UNIT_S[unit]
+    except ValueError:
+        seconds = -1.0
     if not 0 <= seconds < float("inf"):
-        raise ValueError(text)
+        raise ArgumentTypeError(f"{text!r} is not a duration like 30s, 90m or 2h")
     return seconds

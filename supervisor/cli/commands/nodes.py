@@ -44,6 +44,7 @@ def _local(args: Namespace, environ: Mapping[str, str]) -> int:
     from supervisor.cli.configuration import load_for  # noqa: PLC0415
     from supervisor.cli.planning import make_plan, read_facts  # noqa: PLC0415
 
+    args.config = args.config or _daemons_config(environ)
     loaded = load_for(args, environ)
     spec = comfyui_of(make_plan(loaded, read_facts(loaded, environ), environ))
     if spec is None:
@@ -52,6 +53,17 @@ def _local(args: Namespace, environ: Mapping[str, str]) -> int:
     if args.action == "accept":
         return _accept(spec, state_dir)
     return _roll_back(spec, state_dir, environ)
+
+
+def _daemons_config(environ: Mapping[str, str]) -> Path | None:
+    """The file that the running daemon uses; None when none answers."""
+    from supervisor.cli.daemon import connect_daemon  # noqa: PLC0415
+
+    try:
+        found = connect_daemon(environ).get("/v1/status")["config_file"]
+    except SupervisorError:
+        return None
+    return Path(found) if found else None
 
 
 def _status(environ: Mapping[str, str], *, as_json: bool) -> int:
@@ -83,6 +95,8 @@ def _accept(spec: ServiceSpec, state_dir: Path) -> int:
 
     python = python_of(spec)
     stack = stack_of(python)
+    if "torch" not in stack:
+        raise SupervisorError(f"There is no torch beside {python}", hint="see comfyui.python")
     try:
         Baseline(python, state_dir).save(stack)
         write_constraints(spec, stack)

@@ -8,7 +8,8 @@ from supervisor.cli.output import print_json
 TYPE_CHECKING = False  # spares the import of typing; type checkers know the name
 if TYPE_CHECKING:
     from argparse import ArgumentParser, Namespace
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
+    from typing import Any
 
 
 def configure(parser: ArgumentParser) -> None:
@@ -23,10 +24,16 @@ def run(args: Namespace, environ: Mapping[str, str]) -> int:
     if args.json:
         print_json(answer)
         return 0
-    changes = [
-        f"{what}: {', '.join(map(str, names)) if isinstance(names, list) else names}"
-        for what, names in answer.items()
-        if names and what != "dry_run"
-    ]
-    print("\n".join(changes) or "nothing changed")
+    print("\n".join(lines(answer)) or "nothing changed")
     return 0
+
+
+def lines(answer: Mapping[str, Any]) -> Iterator[str]:
+    """One line for each kind of change that there is."""
+    for what, changes in answer.items():
+        kinds = changes if isinstance(changes, dict) else {"": changes}
+        for kind, names in kinds.items():
+            if names and what != "dry_run":
+                listed = names if isinstance(names, list) else [names]
+                title = f"{what} {kind}".strip().replace("_", " ")
+                yield f"{title}: {', '.join(str(name) for name in listed)}"
