@@ -280,8 +280,9 @@ class ModelManager:
         """Learn sizes and names, then refuse what the disk cannot take."""
         try:
             await self._preflight.look(jobs)
-            moving = [j for j in self._jobs.values() if j.running]
-            refused = await self._preflight.without_room(jobs, moving)
+            accepted = [j for j in self._jobs.values() if j.prepared and not j.ended]
+            refused = await self._preflight.without_room(jobs, accepted)
+            refused |= self._siblings(refused, jobs)
             for job in jobs:
                 job.prepared = True
                 if job.request.name in refused and not job.ended:
@@ -296,6 +297,16 @@ class ModelManager:
         finally:
             self._preparing = False
             self._touch()
+
+    def _siblings(self, refused: Mapping[str, str], jobs: Sequence[Job]) -> dict[str, str]:
+        """The other files of a folder of which some do not fit: half of it is of no use."""
+        short = {self._unfolded[name] for name in refused if name in self._unfolded}
+        names = (job.request.name for job in jobs if not job.ended)
+        return {
+            name: f"the whole of {self._unfolded[name]} does not fit"
+            for name in names
+            if self._unfolded.get(name) in short and name not in refused
+        }
 
     async def _work(self, job: Job, scope: anyio.CancelScope) -> None:
         """Carry one job out; never raises but for cancellation."""

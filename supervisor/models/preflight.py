@@ -112,21 +112,23 @@ class Preflight:
                 for job in unknown:
                     group.start_soon(self._size_up, job)
 
-    async def without_room(self, jobs: Sequence[Job], moving: Sequence[Job]) -> dict[str, str]:
+    async def without_room(self, jobs: Sequence[Job], accepted: Sequence[Job]) -> dict[str, str]:
         """Return the names among ``jobs`` that the disk cannot take, with the numbers.
 
-        What ``moving`` still has to write is taken as spoken for.
+        What the ``accepted`` ones still have to write is taken as spoken for.
         """
-        return await anyio.to_thread.run_sync(self._without_room, list(jobs), list(moving))
+        return await anyio.to_thread.run_sync(self._without_room, list(jobs), list(accepted))
 
-    def _without_room(self, jobs: list[Job], moving: list[Job]) -> dict[str, str]:
+    def _without_room(self, jobs: list[Job], accepted: list[Job]) -> dict[str, str]:
         by_device: defaultdict[int, list[Job]] = defaultdict(list)
         for job in jobs:
             by_device[self._disk(job).stat().st_dev].append(job)
         refused: dict[str, str] = {}
         for device, members in by_device.items():
             where = self._disk(members[0])
-            spoken_for = sum(_to_write(j) for j in moving if self._disk(j).stat().st_dev == device)
+            spoken_for = sum(
+                _to_write(j) for j in accepted if self._disk(j).stat().st_dev == device
+            )
             needs = [_need(j) for j in sorted(members, key=lambda j: j.order)]
             refused |= without_room(needs, free_bytes=max(self._free(where) - spoken_for, 0))
         return refused
@@ -192,13 +194,13 @@ def _need(job: Job) -> Need:
     size = job.size_bytes
     if size is None or job.state is not DownloadState.QUEUED:
         return Need(job.request.name, None)
-    if _size_of(job.request.destination) == size:
-        return Need(job.request.name, 0)
     return Need(job.request.name, _to_write(job))
 
 
 def _to_write(job: Job) -> int:
     """Bytes that are still to be taken from the free ones: the engine preallocates files."""
+    if job.size_bytes is not None and _size_of(job.request.destination) == job.size_bytes:
+        return 0
     there = max(job.bytes_done, reserved_bytes(job.request.destination))
     return max((job.size_bytes or 0) - there, 0)
 

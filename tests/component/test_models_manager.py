@@ -240,6 +240,36 @@ async def test_no_room_is_said_before_the_first_byte(tmp_path: Path) -> None:
     assert huge.hint is not None
 
 
+async def test_room_is_promised_once(tmp_path: Path) -> None:
+    rig = make(tmp_path, concurrent=1, free=lambda _: 12 * GB)
+    rig.engine.held = {"first"}
+    async with rig.running(rig.request("first", GB), rig.request("queued", 9 * GB)):
+        await rig.until("first", DownloadState.ACTIVE)
+        rig.manager.add(rig.request("late", 4 * GB))
+        late = await rig.until("late", DownloadState.FAILED)
+        assert "needs 4 GB" in (late.error or "")
+        assert rig.file("queued").state is DownloadState.QUEUED
+
+
+async def test_half_of_a_folder_is_not_fetched(tmp_path: Path) -> None:
+    sizes = {"a": 4 * GB, "b": 4 * GB, "c": 6 * GB}
+
+    class Tree(Source):
+        async def expand(self, request: DownloadRequest) -> tuple[DownloadRequest, ...]:
+            return tuple(rig.request(f"repo/{n}", size) for n, size in sizes.items())
+
+    rig = make(tmp_path, free=lambda _: 12 * GB)
+    rig.manager._preflight._resolvers = {"http": Tree()}
+    folder = DownloadRequest(
+        name="repo/tree", url="https://example.com/tree", destination=tmp_path, directory=True
+    )
+    async with rig.running(folder):
+        for name in sizes:
+            await rig.until(f"repo/{name}", DownloadState.FAILED)
+        assert "the whole of repo/tree does not fit" in (rig.file("repo/a").error or "")
+    assert rig.engine.started == []
+
+
 async def test_a_file_in_place_needs_no_room(tmp_path: Path) -> None:
     rig = make(tmp_path, free=lambda _: 2 * GB)
     there = tmp_path / "there"
