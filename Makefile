@@ -5,6 +5,7 @@ VENV ?= .venv
 DEV_VENV ?= .venv-dev
 PIP_FLAGS := --quiet --disable-pip-version-check
 TESTS ?=
+BENCHMARKS ?= boot supervision downloads download_impact sync organizer diagnosis monitor
 
 .PHONY: demo test lint docs lock bench clean
 
@@ -25,7 +26,7 @@ docs: $(DEV_VENV)/.installed
 	$(DEV_VENV)/bin/python -m supervisor.cli.docs --write
 
 bench: $(DEV_VENV)/.installed
-	for file in benchmarks/*.py; do $(DEV_VENV)/bin/python $$file || exit 1; done
+	for name in $(BENCHMARKS); do $(DEV_VENV)/bin/python -m benchmarks.$$name || exit 1; done
 
 # Locks hold hashes and no addresses, so that they work with any package index.
 lock:

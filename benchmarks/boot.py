@@ -1,6 +1,6 @@
 """From exec of the entrypoint to exec of the first service, beside the usual entrypoints.
 
-    python benchmarks/boot.py [--runs 7] [--json]
+    python -m benchmarks.boot [--runs 7] [--json]
 
 Peers in the same run: a bash ``start.sh`` with the usual serial checks (nvidia-smi, ffmpeg,
 mkdir, exec), circus and supervisord, the last two from the package index in environments of

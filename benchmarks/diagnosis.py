@@ -3,7 +3,7 @@
 A real child, the real pump, and the same once more with the diagnosis beside it: bytes and
 lines taken off the pipe, CPU of the supervisor, and how late the event loop was at worst.
 
-    python benchmarks/diagnosis.py [--rate MB/s] [--seconds N] [--runs N] [--json]
+    python -m benchmarks.diagnosis [--rate MB/s] [--seconds N] [--runs N] [--json]
 """
 
 from __future__ import annotations

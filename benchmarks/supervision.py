@@ -1,6 +1,6 @@
 """Supervision side by side: this supervisor, supervisord, s6, circus, and two inits.
 
-    python benchmarks/supervision.py [--setup] [--rounds 3] [--only NAME]…
+    python -m benchmarks.supervision [--setup] [--rounds 3] [--only NAME]…
 
 ``--setup`` installs supervisord and circus from the package index into environments of
 their own below .cache/benchmarks; s6, tini and dumb-init (these two reap orphans only) come
