@@ -34,6 +34,7 @@ _BUNDLES = {
     "ENABLE_FLASHPORTRAIT": ("false", "FlashPortrait (24 GB and more)"),
     "ENABLE_STORYMEM": ("false", "StoryMem (24 GB and more)"),
     "ENABLE_INFCAM": ("false", "InfCam (48 to 80 GB)"),
+    "ENABLE_DWPOSE": ("false", "DWPose"),
     "WAN_720P": ("true", "WAN video 720p, about 25 GB"),
     "WAN_480P": ("false", "WAN video 480p, about 12 GB"),
 }
@@ -115,6 +116,11 @@ def _r2_switch(layers: Layers, text: str, origin: str) -> None:
         layers.put(("sync", "enabled"), False, origin)  # a folder target stays as it is
 
 
+def _embeddings_switch(layers: Layers, text: str, origin: str) -> None:
+    value = "on" if bool_from_text(text) else "off"
+    layers.put(("models", "selectors", "ILLUSTRIOUS_EMBEDDINGS"), value, origin)
+
+
 def _selector(variable: str, default: str, meaning: str) -> Alias:
     return Alias(variable, ("models", "selectors", variable), meaning, default)
 
@@ -131,6 +137,9 @@ ALIASES: tuple[Alias, ...] = (
     _selector(
         "QWEN_EDIT_MODEL", "Q4_K_M", "Q2_K, Q3_K_M, Q4_K_M, Q5_K_M, Q6_K, Q8_0 or full"
     ),
+    _selector("STEADYDANCER_VARIANT", "fp8", "fp8, fp16 (bf16 means the same) or gguf"),
+    Alias("ENABLE_ILLUSTRIOUS_EMBEDDINGS", ("models", "selectors", "ILLUSTRIOUS_EMBEDDINGS"),
+          "embeddings with the bundle illustrious", "false", _embeddings_switch),
     Alias("CIVITAI_LORAS", ("models", "civitai_loras"), "CivitAI version ids, comma separated",
           None, _civitai_ids),
     Alias("ENABLE_CIVITAI", ("models", "civitai_loras"),

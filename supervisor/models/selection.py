@@ -8,7 +8,7 @@ from pathlib import Path
 
 from supervisor.config.settings import ModelFile, ModelsSection
 from supervisor.download.request import DownloadRequest
-from supervisor.models.catalog import Catalog, choose_files, near
+from supervisor.models.catalog import Catalog, choose_files, chosen, near
 from supervisor.models.catalog.schema import Bundle
 from supervisor.models.requests import file_request, merge
 from supervisor.models.room import RESERVE_BYTES, human_bytes
@@ -133,8 +133,7 @@ def select(
             about = catalog.files[key].estimate_bytes if key in catalog.files else None
             if about is not None:
                 estimates[key] = about
-        if bundle.custom_nodes:
-            notes.append(f"bundle {name} needs custom nodes: {', '.join(bundle.custom_nodes)}")
+        notes += (f"bundle {name}: {note}" for note in _notes(bundle, section))
     known = {s for b in catalog.bundles.values() for s in b.selectors}
     for name in sorted(section.selectors.keys() - known):
         hint = near(name, known)
@@ -155,9 +154,10 @@ def _group(
     if bundle.incomplete:
         raise ValueError(f"the catalog does not know it well enough: {bundle.incomplete}")
     keys, vram_gb = choose_files(bundle, section.selectors, section.bundles)
-    if vram_gb is not None and vram_mib is not None and vram_mib < vram_gb * 1024 * VRAM_SLACK:
+    if vram_gb is not None and vram_mib is not None and not _fits(vram_gb, vram_mib):
         has = f"the card has {vram_mib / 1024:.1f} GB" if vram_mib else "there is no GPU"
-        raise ValueError(f"needs {vram_gb:g} GB of VRAM, {has}")
+        smaller = _smaller(bundle, section, vram_mib)
+        raise ValueError(f"needs {vram_gb:g} GB of VRAM, {has}{smaller}")
     return Group(
         name,
         tuple(
@@ -169,6 +169,41 @@ def _group(
             for key in keys
         ),
     )
+
+
+def _fits(vram_gb: float, vram_mib: int) -> bool:
+    return vram_mib >= vram_gb * 1024 * VRAM_SLACK
+
+
+def _smaller(bundle: Bundle, section: ModelsSection, vram_mib: int) -> str:
+    """Name the choices that this card takes instead of those that are too large for it."""
+    if not vram_mib or (bundle.min_vram_gb and not _fits(bundle.min_vram_gb, vram_mib)):
+        return ""
+    offers = []
+    for name, value, choice in chosen(bundle, section.selectors):
+        if choice.min_vram_gb is None or _fits(choice.min_vram_gb, vram_mib):
+            continue
+        others = [
+            (other.min_vram_gb, other_value)
+            for other_value, other in bundle.selectors[name].choices.items()
+            if other_value != value and other.min_vram_gb and _fits(other.min_vram_gb, vram_mib)
+        ]
+        if not others:
+            return ""  # another choice elsewhere would not help either
+        needs, best = max(others)
+        offers.append(f"{name}={best} needs {needs:g} GB")
+    return "".join(f"; {offer}" for offer in offers)
+
+
+def _notes(bundle: Bundle, section: ModelsSection) -> list[str]:
+    """What the plan says about a bundle that is fetched."""
+    notes = list(bundle.notes)
+    if bundle.custom_nodes:
+        notes.append(f"needs custom nodes: {', '.join(bundle.custom_nodes)}")
+    for name, value, choice in chosen(bundle, section.selectors):
+        if choice.note:
+            notes.append(f"{name}={value}: {choice.note}")
+    return notes
 
 
 def catalog_request(

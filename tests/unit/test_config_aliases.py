@@ -35,6 +35,7 @@ PLAIN = [
     ("VIBEVOICE_MODEL", "1.5B", "models.selectors.VIBEVOICE_MODEL", "1.5B"),
     ("CONTROLNET_MODELS", "canny,depth", "models.selectors.CONTROLNET_MODELS", "canny,depth"),
     ("QWEN_EDIT_MODEL", "Q8_0", "models.selectors.QWEN_EDIT_MODEL", "Q8_0"),
+    ("STEADYDANCER_VARIANT", "gguf", "models.selectors.STEADYDANCER_VARIANT", "gguf"),
     ("CIVITAI_API_KEY", "civ-key", "models.civitai_token", "civ-key"),
     ("CIVITAI_LORAS", "12, 34", "models.civitai_loras", (12, 34)),
     ("HF_TOKEN", "hf_x", "models.hf_token", "hf_x"),
@@ -77,10 +78,12 @@ PLAIN = [
 BUNDLES = [
     "VIBEVOICE", "CONTROLNET", "ZIMAGE", "STEADYDANCER", "SCAIL", "XTTS", "TURBODIFFUSION", "I2V",
     "VACE", "FUN_INP", "ILLUSTRIOUS", "WAN22_DISTILL", "GENFOCUS", "QWEN_EDIT", "MVINVERSE",
-    "FLASHPORTRAIT", "STORYMEM", "INFCAM",
+    "FLASHPORTRAIT", "STORYMEM", "INFCAM", "DWPOSE",
 ]  # fmt: skip
 SWITCHES = [*(f"ENABLE_{bundle}" for bundle in BUNDLES), "WAN_720P", "WAN_480P"]
-OTHERS = ["ENABLE_CIVITAI", "ILLUSTRIOUS_LORAS", "ENABLE_R2_SYNC"]
+OTHERS = [
+    "ENABLE_CIVITAI", "ILLUSTRIOUS_LORAS", "ENABLE_R2_SYNC", "ENABLE_ILLUSTRIOUS_EMBEDDINGS",
+]  # fmt: skip
 
 
 def test_the_table_is_complete() -> None:
@@ -152,6 +155,12 @@ def test_illustrious_ids_come_with_their_bundle() -> None:
         ILLUSTRIOUS_LORAS="5", ENABLE_ILLUSTRIOUS="1", CIVITAI_LORAS="1", ENABLE_CIVITAI="0"
     )
     assert only.settings.models.civitai_loras == (5,)
+
+
+@pytest.mark.parametrize(("text", "choice"), [("true", "on"), ("1", "on"), ("FALSE", "off")])
+def test_illustrious_embeddings_are_a_choice(text: str, choice: str) -> None:
+    selectors = load(ENABLE_ILLUSTRIOUS_EMBEDDINGS=text).settings.models.selectors
+    assert selectors == {"ILLUSTRIOUS_EMBEDDINGS": choice}
 
 
 def test_r2_switch_selects_the_bucket() -> None:

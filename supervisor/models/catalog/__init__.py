@@ -18,7 +18,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from supervisor.errors import ConfigError, ConfigProblem
-from supervisor.models.catalog.schema import Bundle, CatalogData, CatalogFile
+from supervisor.models.catalog.schema import Bundle, CatalogData, CatalogFile, Choice
 
 SHIPPED = Path(__file__).parent
 _SOURCES = ("huggingface", "civitai", "url")
@@ -121,6 +121,25 @@ def _problem(
     return ConfigProblem(key=key, reason=reason, source=source, hint=hint)
 
 
+def chosen(bundle: Bundle, selectors: Mapping[str, str]) -> list[tuple[str, str, Choice]]:
+    """Return (selector, value, choice) for each value that is chosen.
+
+    Raises:
+        ValueError: a choice does not exist.
+    """
+    found = []
+    for name, selector in bundle.selectors.items():
+        text = selectors.get(name, selector.default)
+        wanted = [part.strip() for part in text.split(",")] if selector.multiple else [text.strip()]
+        for choice in filter(None, wanted):
+            match = next((c for c in selector.choices if c.casefold() == choice.casefold()), None)
+            if match is None:
+                offered = ", ".join(selector.choices)
+                raise ValueError(f"{name} = {choice!r} is not one of {offered}")
+            found.append((name, match, selector.choices[match]))
+    return found
+
+
 def choose_files(
     bundle: Bundle, selectors: Mapping[str, str], enabled: Sequence[str]
 ) -> tuple[tuple[str, ...], float | None]:
@@ -133,14 +152,7 @@ def choose_files(
     needed = [bundle.min_vram_gb]
     for other, files in bundle.together.items():
         keys += files if other in enabled else ()
-    for name, selector in bundle.selectors.items():
-        text = selectors.get(name, selector.default)
-        wanted = [part.strip() for part in text.split(",")] if selector.multiple else [text.strip()]
-        for choice in filter(None, wanted):
-            match = next((c for c in selector.choices if c.casefold() == choice.casefold()), None)
-            if match is None:
-                offered = ", ".join(selector.choices)
-                raise ValueError(f"{name} = {choice!r} is not one of {offered}")
-            keys += selector.choices[match].files
-            needed.append(selector.choices[match].min_vram_gb)
+    for _, _, choice in chosen(bundle, selectors):
+        keys += choice.files
+        needed.append(choice.min_vram_gb)
     return tuple(dict.fromkeys(keys)), max((n for n in needed if n is not None), default=None)

@@ -73,6 +73,7 @@ class Choice(Section):
 
     files: tuple[str, ...] = Field((), description="Keys of files.")
     min_vram_gb: float | None = Field(None, gt=0, description="VRAM that it needs.")
+    note: str | None = Field(None, description="What people who choose it should know.")
 
 
 class Selector(Section):
@@ -106,7 +107,7 @@ class Bundle(Section):
     custom_nodes: tuple[str, ...] = Field((), description="Custom nodes it needs (GitHub).")
     incomplete: str | None = Field(None, description="Why it cannot be fetched.")
     required: bool = Field(False, description="Readiness waits for its files.")
-    notes: tuple[str, ...] = Field((), description="What people should know.")
+    notes: tuple[str, ...] = Field((), description="What people should know; the plan shows it.")
 
     @property
     def all_files(self) -> frozenset[str]:
