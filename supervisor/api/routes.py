@@ -156,8 +156,10 @@ class Routes:
         )
 
     async def models(self, _: web.Request) -> web.Response:
-        """The downloads."""
-        return answer(self._context.state.snapshot.downloads.to_json())
+        """The downloads, and the last pass that verified them."""
+        snapshot = self._context.state.snapshot
+        verification = to_jsonable(snapshot.verification)
+        return answer(snapshot.downloads.to_json() | {"verification": verification})
 
     async def sync(self, _: web.Request) -> web.Response:
         """The output sync."""

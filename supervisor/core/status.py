@@ -145,6 +145,18 @@ class DownloadsStatus:
 
 
 @dataclass(frozen=True, slots=True)
+class VerificationStatus:
+    """The last, or running, pass over the model files. ``finished``: ISO 8601 UTC, last end."""
+
+    running: bool = False
+    files: int = 0
+    checked: int = 0  # read to their end
+    skipped: int = 0  # read lately
+    damaged: int = 0  # and fetched again
+    finished: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class SyncStatus:
     """Output sync. Counts are files of this boot; ``pending`` includes those in flight."""
 
@@ -303,6 +315,7 @@ class Snapshot:
     gpu: GpuStatus = GpuStatus()
     services: Mapping[str, ServiceStatus] = field(default_factory=dict)
     downloads: DownloadsStatus = DownloadsStatus()
+    verification: VerificationStatus = VerificationStatus()
     sync: SyncStatus = SyncStatus()
     host: HostStatus = HostStatus()
     nodes: NodesStatus = NodesStatus()

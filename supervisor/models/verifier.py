@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import ctypes
 import logging
-import platform
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import anyio
@@ -17,17 +15,22 @@ import anyio.from_thread
 import anyio.to_thread
 
 from supervisor.config.settings import ModelsSection
+from supervisor.core.clock import iso_utc, wall_time_s
 from supervisor.core.events import EventBus, Severity
 from supervisor.core.state import StateStore
-from supervisor.core.status import DownloadState
+from supervisor.core.status import DownloadState, VerificationStatus
 from supervisor.download.request import DownloadRequest, Resolver
-from supervisor.errors import TransferError
+from supervisor.errors import ControlError, TransferError
+from supervisor.models.gently import Pace, ReadMarks, idle_io
 from supervisor.models.manager import ModelManager
 from supervisor.models.store import ModelStore, hash_file, is_object
 
 log = logging.getLogger("supervisor.models")
 
-_LOOK_AGAIN_S = 60.0
+# How often it is looked whether others are still busy.
+_LOOK_AGAIN_S = 10.0
+# The first pass begins when nothing has moved for so long.
+_SETTLE_S = 60.0
 
 
 class Verdict(StrEnum):
@@ -61,7 +64,10 @@ class Verified:
 
 
 class Verifier:
-    """Hashes one file after the other with idle I/O priority, while nothing is fetched."""
+    """Hashes one file after the other, gently, while nothing is fetched or rendered.
+
+    ``sleep`` and ``now_s`` (seconds since the epoch) are replaced in tests.
+    """
 
     def __init__(
         self,
@@ -71,54 +77,129 @@ class Verifier:
         resolvers: Mapping[str, Resolver],
         state: StateStore,
         bus: EventBus,
+        sleep: Callable[[float], Awaitable[None]] = anyio.sleep,
+        now_s: Callable[[], float] = wall_time_s,
     ) -> None:
         self._settings = settings
         self._manager = manager
         self._resolvers = resolvers
         self._state = state
         self._bus = bus
+        self._sleep, self._now_s = sleep, now_s
+        self._marks = ReadMarks(now_s)
+        self._interval_s = settings.verify_interval_h * 3600
 
     async def run(self) -> None:
-        """Verify every ``verify_interval_h`` hours until cancelled."""
+        """Verify once the first downloads are in place, then every ``verify_interval_h`` hours.
+
+        Runs until cancelled.
+        """
         while True:
-            await anyio.sleep(self._settings.verify_interval_h * 3600)
+            await self._sleep(min(_SETTLE_S, self._interval_s))
+            if not self._busy:
+                break
+        while True:
             await self.verify_all()
+            await self._sleep(self._interval_s)
 
-    async def verify_all(self) -> None:
-        """Verify what is in place; damaged files are taken away and fetched again at once."""
-        damaged = 0
-        for request in self._in_place():
-            while self._manager.busy:
-                await anyio.sleep(_LOOK_AGAIN_S)
-            try:
-                damaged += await self._verify(request)
-            except OSError as exc:
-                log.warning("Cannot verify %s: %s", request.name, exc.strerror or exc)
-        message = f"models were verified: {damaged} damaged"
-        log.info("%s", message)
-        self._bus.publish("models.verified", message, damaged=damaged)
+    async def verify_all(self) -> VerificationStatus:
+        """Verify what is in place; damaged files are taken away and fetched again at once.
 
-    def _in_place(self) -> list[DownloadRequest]:
-        files = self._state.snapshot.downloads.files
-        done = {file.name for file in files if file.state is DownloadState.DONE}
-        return [r for r in self._manager.requests if r.name in done and not r.directory]
+        Files that were read within the interval, and not written since, are left alone.
+        """
+        requests = self._in_place()
+        last = self._state.snapshot.verification.finished
+        status = VerificationStatus(running=True, files=len(requests), finished=last)
+        for request in requests:
+            self._state.update(verification=status)
+            status = await self._step(request, status)
+        status = replace(status, running=False, finished=iso_utc(self._now_s()))
+        self._state.update(verification=status)
+        if requests:
+            self._tell(status)
+        return status
 
-    async def _verify(self, request: DownloadRequest) -> bool:
-        verdict = await verify_one(request, self._resolvers)
+    async def _step(
+        self, request: DownloadRequest, status: VerificationStatus
+    ) -> VerificationStatus:
+        path = request.destination
+        fresh = partial(self._marks.fresh, path, self._interval_s)
+        if await anyio.to_thread.run_sync(fresh):
+            return replace(status, skipped=status.skipped + 1)
+        await self._quiet()
+        if request.name not in {r.name for r in self._manager.requests}:
+            return status  # a reload took it out
+        try:
+            note = await anyio.to_thread.run_sync(self._marks.begin, path)
+            verdict = await verify_one(request, self._resolvers, pause=self._pauses())
+            if verdict.verdict is Verdict.OK and verdict.found is not None:
+                await anyio.to_thread.run_sync(note, verdict.found)
+            repaired = await self._repair(verdict)
+        except OSError as exc:
+            log.warning("Cannot verify %s: %s", request.name, exc.strerror or exc)
+            return status
+        return replace(status, checked=status.checked + 1, damaged=status.damaged + int(repaired))
+
+    async def _repair(self, verdict: Verified) -> bool:
         if verdict.verdict not in (Verdict.DAMAGED, Verdict.MISSING):
             return False
+        request = verdict.request
         await anyio.to_thread.run_sync(discard_damaged, [verdict], self._settings)
         message = f"{request.name} is fetched again: {verdict.reason}"
         log.error("%s", message)
         self._bus.publish(
             "models.damaged", message, severity=Severity.WARNING, subject=request.name
         )
-        self._manager.add(request, now=True)
+        try:
+            self._manager.add(request, now=True)
+        except ControlError as exc:  # its place was given to another file meanwhile
+            log.warning("%s", exc.message)
         return True
 
+    def _tell(self, status: VerificationStatus) -> None:
+        message = (
+            f"models were verified: {status.checked} read, {status.skipped} read lately, "
+            f"{status.damaged} damaged"
+        )
+        log.info("%s", message)
+        self._bus.publish(
+            "models.verified",
+            message,
+            checked=status.checked,
+            skipped=status.skipped,
+            damaged=status.damaged,
+        )
 
-async def verify_one(request: DownloadRequest, resolvers: Mapping[str, Resolver]) -> Verified:
-    """Hash one file; the expected hash is the request's, else its source's."""
+    @property
+    def _busy(self) -> bool:
+        """Whether bytes are moving or ComfyUI has work."""
+        return self._manager.busy or bool(self._state.snapshot.host.comfyui_queue_length)
+
+    async def _quiet(self) -> None:
+        while self._busy:
+            await self._sleep(_LOOK_AGAIN_S)
+
+    def _pauses(self) -> Callable[[], None]:
+        """Return what the reading thread calls before every few MiB."""
+        pace = Pace(self._quiet, sleep=self._sleep)
+        return partial(anyio.from_thread.run, pace.breathe)
+
+    def _in_place(self) -> list[DownloadRequest]:
+        files = self._state.snapshot.downloads.files
+        done = {file.name for file in files if file.state is DownloadState.DONE}
+        return [r for r in self._manager.requests if r.name in done and not r.directory]
+
+
+async def verify_one(
+    request: DownloadRequest,
+    resolvers: Mapping[str, Resolver],
+    *,
+    pause: Callable[[], None] = anyio.from_thread.check_cancelled,
+) -> Verified:
+    """Hash one file; the expected hash is the request's, else its source's.
+
+    ``pause`` is called in the reading thread before every few MiB.
+    """
     path = request.destination
     try:
         size = (await anyio.to_thread.run_sync(path.stat)).st_size
@@ -126,8 +207,11 @@ async def verify_one(request: DownloadRequest, resolvers: Mapping[str, Resolver]
         return Verified(request, Verdict.MISSING, reason=exc.strerror or str(exc))
     expected, expected_size = request.sha256, request.size_bytes
     if expected is None:
+        resolver = resolvers.get(request.source)
+        if resolver is None:
+            return Verified(request, Verdict.UNKNOWN, reason=f"no source {request.source}")
         try:
-            resolved = await resolvers[request.source].resolve(request)
+            resolved = await resolver.resolve(request)
         except TransferError as exc:
             return Verified(request, Verdict.UNKNOWN, reason=exc.message)
         expected = resolved.sha256
@@ -137,7 +221,6 @@ async def verify_one(request: DownloadRequest, resolvers: Mapping[str, Resolver]
         return Verified(request, Verdict.DAMAGED, expected, reason=reason)
     if expected is None:
         return Verified(request, Verdict.UNKNOWN, reason="no source tells its hash")
-    pause = anyio.from_thread.check_cancelled
     found = await anyio.to_thread.run_sync(partial(_hash_gently, path, pause))
     if found == expected:
         return Verified(request, Verdict.OK, expected, found)
@@ -161,25 +244,6 @@ def discard_damaged(verdicts: Sequence[Verified], section: ModelsSection) -> lis
     return again
 
 
-def _hash_gently(path: Any, pause: Callable[[], None]) -> str:
+def _hash_gently(path: Path, pause: Callable[[], None]) -> str:
     with idle_io():
         return hash_file(path, pause=pause)
-
-
-@contextmanager
-def idle_io() -> Iterator[None]:
-    """Read only when nobody else wants the disk: the idle class of ioprio_set(2).
-
-    Works on this thread alone; where the call is not known, nothing happens.
-    """
-    number = {"x86_64": 251, "aarch64": 30}.get(platform.machine())
-    if number is None:
-        yield
-        return
-    syscall = ctypes.CDLL(None, use_errno=True).syscall
-    who_process, this_thread, idle, none = 1, 0, 3 << 13, 0
-    syscall(number, who_process, this_thread, idle)
-    try:
-        yield
-    finally:
-        syscall(number, who_process, this_thread, none)

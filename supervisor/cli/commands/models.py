@@ -104,7 +104,20 @@ def _list(args: Namespace, environ: Mapping[str, str]) -> int:
                 print(f"{'':<10}{name}: {clean(file[name])}")
     if not downloads["files"]:
         print("no model files are wanted")
+    if line := _verified(downloads.get("verification") or {}):
+        print(line)
     return ExitCode.DONE
+
+
+def _verified(pass_: Mapping[str, Any]) -> str:
+    """One line about the pod's own readings of the files; empty before the first one."""
+    if not pass_.get("running") and not pass_.get("finished"):
+        return ""
+    done = f"{pass_['checked']} of {pass_['files']} files read"
+    lately = f", {pass_['skipped']} read before" if pass_["skipped"] else ""
+    damaged = f", {pass_['damaged']} damaged and fetched again" if pass_["damaged"] else ""
+    when = "now" if pass_["running"] else clean(pass_["finished"])
+    return f"verified {when}: {done}{lately}{damaged}"
 
 
 def _add(args: Namespace, environ: Mapping[str, str]) -> int:
