@@ -32,6 +32,7 @@ class Seen:
     path: str
     query: str
     authorization: str | None
+    range: str | None = None
 
 
 @dataclass
@@ -54,6 +55,8 @@ class Hub:
     outages: list[tuple[int, dict[str, str]]] = field(default_factory=list)
     corrupt: set[str] = field(default_factory=set)  # hashes whose bytes arrive damaged
     expired: set[str] = field(default_factory=set)  # signatures that are no longer valid
+    # hash → bytes after which the storage hangs up and its address is no longer valid
+    ends_at: dict[str, int] = field(default_factory=dict)
     seen: list[Seen] = field(default_factory=list)
     issued: int = 0
     hub_url: str = ""
@@ -105,6 +108,7 @@ class Hub:
                 request.path,
                 request.query_string,
                 request.headers.get("Authorization"),
+                request.headers.get("Range"),
             )
         )
         if self.outages:
@@ -204,7 +208,11 @@ class Hub:
         data = self.blobs[digest]
         if digest in self.corrupt:
             data = data[:-1] + bytes([data[-1] ^ 1])
-        return ranged(request, data, {"ETag": f'"{digest}"'})
+        answer = ranged(request, data, {"ETag": f'"{digest}"'})
+        if digest not in self.ends_at:
+            return answer
+        self.expired.add(signature)
+        return await _hang_up(request, answer, self.ends_at.pop(digest))
 
     async def plain(self, request: web.Request) -> web.StreamResponse:
         if self.no_head and request.method == "HEAD":
@@ -234,6 +242,18 @@ def ranged(request: web.Request, data: bytes, headers: dict[str, str]) -> web.Re
         merged["Content-Range"] = f"bytes {start}-{stop - 1}/{len(data)}"
         return web.Response(status=206, body=data[start:stop], headers=merged)
     return web.Response(body=data, headers=merged)
+
+
+async def _hang_up(request: web.Request, whole: web.Response, after: int) -> web.StreamResponse:
+    """Send the first bytes of an answer and end the connection."""
+    assert isinstance(whole.body, bytes)
+    cut = web.StreamResponse(status=whole.status, headers=whole.headers)
+    cut.content_length = len(whole.body)
+    await cut.prepare(request)
+    await cut.write(whole.body[:after])
+    assert request.transport is not None
+    request.transport.close()
+    return cut
 
 
 @asynccontextmanager
