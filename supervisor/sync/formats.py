@@ -1,23 +1,33 @@
 """Is a file whole? A writer that was killed leaves a closed but broken file.
 
-Only the container is looked at (a few reads), never the pixels. A format that is not
-known here counts as whole.
+Only the container is looked at, never the pixels or samples: structures are walked to
+their end, because an end mark alone is soon found by chance (a GIF cut at a ``;``, a JPEG
+cut behind its thumbnail). A format that is not known here counts as whole.
 
-Sources: PNG https://www.w3.org/TR/png-3/#5DataRep, RIFF and WebP
-https://developers.google.com/speed/webp/docs/riff_container, ISO base media
-ISO/IEC 14496-12 §4.2, FLAC RFC 9639 §8, EBML RFC 8794 §11.2.
+Sources: PNG https://www.w3.org/TR/png-3/#5DataRep, JPEG ITU-T T.81 annex B, GIF
+https://www.w3.org/Graphics/GIF/spec-gif89a.txt, WebP
+https://developers.google.com/speed/webp/docs/riff_container, glTF 2.0 §4.4, safetensors
+https://github.com/huggingface/safetensors#format.
 """
 
 from __future__ import annotations
 
+import json
 import os
-from collections.abc import Callable, Iterator
+import re
+import struct
+from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO
 
-_PNG_END = b"\x00\x00\x00\x00IEND\xaeB`\x82"
-# Editors append data behind the end marks; nobody appends more than this.
-_TAIL_BYTES = 64 * 1024
+from supervisor.sync import formats_audio, formats_video
+
+Check = Callable[[BinaryIO, int], str | None]
+
+_CHUNK_BYTES = 256 * 1024
+# Inside the picture data of a JPEG a marker is anything but a stuffed 0xFF, a restart or a fill.
+_JPEG_MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")
+_MAX_SAFETENSORS_HEADER_BYTES = 100 * 1024 * 1024
 
 
 def fault_of(path: Path) -> str | None:
@@ -33,98 +43,136 @@ def fault_of(path: Path) -> str | None:
         size = os.fstat(file.fileno()).st_size
         if size == 0:
             return "it is empty"
-        return check(file, size)
+        try:
+            return check(file, size)
+        except (struct.error, IndexError):  # a field was asked for that is not there
+            return "its header is cut off"
 
 
 def _png(file: BinaryIO, size: int) -> str | None:
     if file.read(8) != b"\x89PNG\r\n\x1a\n":
         return "the PNG signature is missing"
-    return None if _PNG_END in _tail(file, size) else "the PNG has no IEND chunk"
+    position = 8
+    while position + 12 <= size:
+        file.seek(position)
+        length, kind = struct.unpack(">I4s", file.read(8))
+        position += 12 + length
+        if kind == b"IEND" and position <= size:
+            return None
+    return "the PNG has no IEND chunk"
 
 
 def _jpeg(file: BinaryIO, size: int) -> str | None:
     if file.read(2) != b"\xff\xd8":
         return "the JPEG start marker is missing"
-    return None if b"\xff\xd9" in _tail(file, size) else "the JPEG has no end marker"
+    position = 2
+    while position + 2 <= size:
+        file.seek(position)
+        mark, kind = struct.unpack("BB", file.read(2))
+        if mark != 0xFF:
+            return "the JPEG is damaged"
+        if kind == 0xD9:
+            return None
+        if kind == 0xFF:  # fill
+            position += 1
+            continue
+        position += 2
+        if kind != 0x01 and not 0xD0 <= kind <= 0xD8:  # those stand alone
+            position += struct.unpack(">H", file.read(2))[0]
+        if kind == 0xDA:
+            position = _next_marker(file, position, size)
+    return "the JPEG has no end marker"
+
+
+def _next_marker(file: BinaryIO, position: int, size: int) -> int:
+    """Return where the picture data that starts at ``position`` ends."""
+    file.seek(position)
+    while len(chunk := file.read(_CHUNK_BYTES)) > 1:
+        if found := _JPEG_MARKER.search(chunk):
+            return position + found.start()
+        position += len(chunk) - 1  # a marker may straddle two chunks
+        file.seek(position)
+    return size
 
 
 def _gif(file: BinaryIO, size: int) -> str | None:
-    if file.read(6) not in (b"GIF87a", b"GIF89a"):
+    head = file.read(13)
+    if head[:6] not in (b"GIF87a", b"GIF89a"):
         return "the GIF signature is missing"
-    file.seek(size - 1)
-    return None if file.read(1) == b";" else "the GIF has no trailer"
+    file.seek(_colours(head[10]), os.SEEK_CUR)
+    while block := file.read(1):
+        if block == b";":
+            return None
+        if block == b"!":
+            file.read(1)
+        elif block == b",":
+            file.seek(_colours(file.read(9)[8]) + 1, os.SEEK_CUR)
+        elif block == b"\0":  # some writers leave a terminator too many
+            continue
+        else:
+            return "the GIF is damaged"
+        while length := file.read(1)[0]:
+            file.seek(length, os.SEEK_CUR)
+        if file.tell() > size:
+            break
+    return "the GIF has no trailer"
 
 
-def _riff(file: BinaryIO, size: int) -> str | None:
+def _colours(flags: int) -> int:
+    """Return the size of the colour table that the flags announce."""
+    return 3 << ((flags & 7) + 1) if flags & 0x80 else 0
+
+
+def _webp(file: BinaryIO, size: int) -> str | None:
     head = file.read(12)
-    if head[:4] not in (b"RIFF", b"RF64"):
+    if head[:4] != b"RIFF":
         return "the RIFF header is missing"
-    declared = int.from_bytes(head[4:8], "little")
-    if head[:4] == b"RF64" or declared in (0xFFFFFFFF, 0xFFFFFFFF - 8):
-        return None  # written to a stream: the size is unknown on purpose
-    if declared < 4:
+    missing = int.from_bytes(head[4:8], "little") + 8 - size
+    if missing == 8 - size:
         return "the RIFF header holds no size yet"
-    return None if declared + 8 <= size else f"{declared + 8 - size} bytes of the RIFF are missing"
+    return f"{missing} bytes of the WebP are missing" if missing > 0 else None
 
 
-def _flac(file: BinaryIO, size: int) -> str | None:
-    head = file.read(42)  # marker, block header, STREAMINFO
-    if head[:4] != b"fLaC":
-        return "the FLAC marker is missing"
-    if len(head) < 42 or head[4] & 0x7F != 0:
-        return "the FLAC stream information is missing"
-    return "the FLAC has no audio" if size <= 42 else None
+def _glb(file: BinaryIO, size: int) -> str | None:
+    magic, _version, length = struct.unpack("<4sII", file.read(12))
+    if magic != b"glTF":
+        return "the glTF header is missing"
+    return f"{length - size} bytes of the GLB are missing" if length > size else None
 
 
-def _iso_media(file: BinaryIO, size: int) -> str | None:
-    found = set()
-    for kind, end in _boxes(file, size):
-        if end > size:
-            return f"the {kind} box is cut off"
-        found.add(kind)
-    if "moov" in found:
-        return None
-    return "there is no moov box"
+def _safetensors(file: BinaryIO, size: int) -> str | None:
+    length = struct.unpack("<Q", file.read(8))[0]
+    if 8 + length > size or length > _MAX_SAFETENSORS_HEADER_BYTES:
+        return "the safetensors header is cut off"
+    try:
+        tensors = json.loads(file.read(length))
+        ends = [t["data_offsets"][1] for name, t in tensors.items() if name != "__metadata__"]
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError):
+        return "the safetensors header is damaged"
+    missing = 8 + length + max(ends, default=0) - size
+    return f"{missing} bytes of the tensors are missing" if missing > 0 else None
 
 
-def _boxes(file: BinaryIO, size: int) -> Iterator[tuple[str, int]]:
-    """Yield (kind, end) of the top-level boxes."""
-    position = 0
-    while position + 8 <= size:
-        file.seek(position)
-        head = file.read(16)
-        length = int.from_bytes(head[:4], "big")
-        if length == 1:
-            length = int.from_bytes(head[8:16], "big")
-        elif length == 0:
-            length = size - position
-        if length < 8:
-            return
-        yield head[4:8].decode("latin-1"), position + length
-        position += length
-
-
-def _ebml(file: BinaryIO, _size: int) -> str | None:
-    return None if file.read(4) == b"\x1aE\xdf\xa3" else "the EBML header is missing"
-
-
-def _tail(file: BinaryIO, size: int) -> bytes:
-    file.seek(max(0, size - _TAIL_BYTES))
-    return file.read()
-
-
-_CHECKS: dict[str, Callable[[BinaryIO, int], str | None]] = {
+_CHECKS: dict[str, Check] = {
     ".png": _png,
+    ".apng": _png,
     ".jpg": _jpeg,
     ".jpeg": _jpeg,
     ".gif": _gif,
-    ".webp": _riff,
-    ".wav": _riff,
-    ".flac": _flac,
-    ".mp4": _iso_media,
-    ".m4v": _iso_media,
-    ".mov": _iso_media,
-    ".m4a": _iso_media,
-    ".mkv": _ebml,
-    ".webm": _ebml,
+    ".webp": _webp,
+    ".glb": _glb,
+    ".latent": _safetensors,
+    ".safetensors": _safetensors,
+    ".wav": formats_audio.wav,
+    ".flac": formats_audio.flac,
+    ".ogg": formats_audio.ogg,
+    ".opus": formats_audio.ogg,
+    ".mp3": formats_audio.mp3,
+    ".mp4": formats_video.iso_media,
+    ".m4v": formats_video.iso_media,
+    ".mov": formats_video.iso_media,
+    ".m4a": formats_video.iso_media,
+    ".avif": formats_video.iso_image,
+    ".mkv": formats_video.ebml,
+    ".webm": formats_video.ebml,
 }
