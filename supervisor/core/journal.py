@@ -37,7 +37,7 @@ class Journal:
             self.records, intact = decode(data)
             if intact < len(data):
                 os.ftruncate(self._fd, intact)
-            os.lseek(self._fd, intact, os.SEEK_SET)
+            self._end = intact
         except OSError as exc:
             raise JournalError(
                 f"Cannot open the journal {path}: {exc.strerror or exc}",
@@ -68,7 +68,7 @@ class Journal:
             raise JournalError(f"Cannot compact the journal {self.path}: {exc}") from exc
         os.close(self._fd)
         self._fd = replacement
-        os.lseek(self._fd, 0, os.SEEK_END)
+        self._end = os.fstat(replacement).st_size
 
     def close(self) -> None:
         """Release the file."""
@@ -88,18 +88,17 @@ class Journal:
         self.close()
 
     def _write(self, line: bytes, *, sync: bool) -> None:
-        start = os.lseek(self._fd, 0, os.SEEK_CUR)
         try:
-            written = os.write(self._fd, line)
+            written = os.pwrite(self._fd, line, self._end)
             if written != len(line):
                 raise OSError(f"short write of {written} of {len(line)} bytes")
             if sync:
                 os.fdatasync(self._fd)
         except OSError as exc:
             # Take the half record back, or the next append would be glued to it.
-            os.ftruncate(self._fd, start)
-            os.lseek(self._fd, start, os.SEEK_SET)
+            os.ftruncate(self._fd, self._end)
             raise JournalError(f"Cannot write the journal {self.path}: {exc}") from exc
+        self._end += written
 
 
 def encode(record: Record) -> bytes:

@@ -17,7 +17,6 @@ import anyio
 
 from supervisor.core.retry import Backoff
 from supervisor.download.attempts import Sources, Tries, place
-from supervisor.download.intake import in_thread
 from supervisor.download.lane import LANES, Lanes
 from supervisor.download.limits import BufferPool, HostGate, RateLimiter
 from supervisor.download.meter import Meter
@@ -34,6 +33,7 @@ from supervisor.download.segments import SMALLEST_PIECE_BYTES
 from supervisor.download.simple import BUSY_POLL_S, SimpleDownloader
 from supervisor.download.small import receive_small
 from supervisor.download.storage import disk_errors, existing_file
+from supervisor.download.threads import in_thread
 from supervisor.download.transfer import Transfer
 from supervisor.download.transport import (
     NoRangeError,

@@ -7,13 +7,12 @@ threads here, and on threads of their own (``Lane``), which write themselves.
 from __future__ import annotations
 
 import asyncio
-import threading
 from collections.abc import Callable
 from concurrent.futures import Executor
-from typing import TypeVar
 
 import anyio
 
+from supervisor.download.follow import Follower
 from supervisor.download.ledger import MIB, Ledger
 from supervisor.download.limits import BLOCK_BYTES, BufferPool, RateLimiter
 from supervisor.download.meter import Meter
@@ -21,14 +20,11 @@ from supervisor.download.partial import PartFile
 from supervisor.download.receive import Receiver
 from supervisor.download.watch import Stretch
 
-T = TypeVar("T")
-
 CHECKPOINT_BYTES = 2 * MIB
 # Half-full blocks of many connections go to the disk early rather than expose more.
 BUFFERED_BYTES = 4 * MIB
 SMALLEST_BLOCK_BYTES = 64 * 1024
 OLD_BLOCK_S = 1.0
-_NEVER = 1 << 62
 
 
 class Intake:
@@ -37,6 +33,7 @@ class Intake:
     def __init__(
         self,
         part: PartFile,
+        follower: Follower,
         *,
         durable: bool,
         threads: Executor,
@@ -50,18 +47,14 @@ class Intake:
         self.receivers: set[Receiver] = set()
         self.lanes: set[Stretch] = set()
         self.error: BaseException | None = None
-        self._moved = anyio.Event()  # replaced whenever it was set
-        self._awaited = 0  # the end of the prefix that somebody waits for
         self._part = part
+        self._follower = follower
         self._threads = threads
         self._meter = meter
         self._loop = asyncio.get_running_loop()
         self._metered = 0
         self._buffered = 0
         self._jobs: set[asyncio.Future[None]] = set()
-        self._syncs = 0
-        self._counting = threading.Lock()
-        self._draining = False
 
     @property
     def connections(self) -> list[Stretch]:
@@ -109,21 +102,11 @@ class Intake:
     def submit(self, block: bytearray, offset: int, length: int) -> None:
         """Write a block in a thread; it returns to the pool by itself."""
         self._buffered -= length
-        job = self._loop.run_in_executor(
-            self._threads, self.write, offset, memoryview(block)[:length]
-        )
-        self._jobs.add(job)
-
-        def done(job: asyncio.Future[None]) -> None:
-            self._jobs.discard(job)
-            self.pool.give(block)
-            if not job.cancelled():
-                job.exception()  # ``write`` has noted it
-
-        job.add_done_callback(done)
+        job = self._submit(lambda: self.write(offset, memoryview(block)[:length]))
+        job.add_done_callback(lambda _: self.pool.give(block))
 
     def write(self, offset: int, data: memoryview) -> None:
-        """Write bytes that have arrived, from any thread but the loop's.
+        """Write bytes that have arrived, from any thread but the loop's; ``data`` is used up.
 
         Raises:
             OSError: noted in ``error`` as well.
@@ -131,14 +114,13 @@ class Intake:
         """
         try:
             self._part.write(offset, data)
+            self.ledger.written(len(data))
+            self._follower.written(data)
         except BaseException as exc:
             self._broken(exc)
             raise
-        self.ledger.written(len(data))
-        self._sync(at_least=CHECKPOINT_BYTES)
-        if self._part.prefix_end() >= self._awaited:
-            self._awaited = _NEVER
-            self._loop.call_soon_threadsafe(self._move)
+        while self.error is None and (covered := self.ledger.begin_sync(CHECKPOINT_BYTES)):
+            self._checkpoint(covered)
 
     def tick(self) -> None:
         """Push what has been lying around: a slow transfer must not lose more than a fast."""
@@ -147,58 +129,40 @@ class Intake:
         for receiver in list(self.receivers):
             if receiver.fill and now_s - receiver.fill_since_s > OLD_BLOCK_S:
                 receiver.flush()
-        self._sync(at_least=1)
-
-    async def prefix_beyond(self, position: int) -> None:
-        """Wait until the contiguous prefix ends at ``position`` or later, or an error came."""
-        while True:
-            moved, self._awaited = self._moved, position
-            if self._part.prefix_end() >= position or self.error is not None:
-                return
-            await moved.wait()
+        if covered := self.ledger.begin_sync(1):
+            self._submit(lambda: self._checkpoint(covered))
 
     async def drain(self) -> None:
         """Wait until every write has ended; must run before the file is closed."""
         with anyio.CancelScope(shield=True):
             while self._jobs:
                 await asyncio.wait(set(self._jobs))
-            self._draining = True
-            while True:
-                moved = self._moved
-                if not self._syncs:
-                    break
-                await moved.wait()
         self.count()
 
-    def _sync(self, at_least: int) -> None:
-        if not (covered := self.ledger.begin_sync(at_least)):
-            return
-        with self._counting:
-            self._syncs += 1
-        self._threads.submit(self._run_sync, covered)
+    def _submit(self, work: Callable[[], None]) -> asyncio.Future[None]:
+        job = self._loop.run_in_executor(self._threads, work)
+        self._jobs.add(job)
 
-    def _run_sync(self, covered: int) -> None:
+        def done(job: asyncio.Future[None]) -> None:
+            self._jobs.discard(job)
+            if not job.cancelled():
+                job.exception()  # it was noted in ``error``
+
+        job.add_done_callback(done)
+        return job
+
+    def _checkpoint(self, covered: int) -> None:
         try:
             self._part.checkpoint()
         except BaseException as exc:  # noqa: BLE001  (raised again by the transfer)
             self._broken(exc)
             covered = 0
         self.ledger.end_sync(covered)
-        if covered:
-            self._sync(at_least=CHECKPOINT_BYTES)
-        with self._counting:
-            self._syncs -= 1
-        if self._draining:
-            self._loop.call_soon_threadsafe(self._move)
 
     def _broken(self, error: BaseException) -> None:
         if self.error is None:
             self.error = error
-        self._loop.call_soon_threadsafe(self._move)
-
-    def _move(self) -> None:
-        moved, self._moved = self._moved, anyio.Event()
-        moved.set()
+        self._follower.stop()
 
     def _call_unhold(self) -> None:
         if self.receivers:
@@ -208,11 +172,3 @@ class Intake:
         if self.allowance() > 0:
             for receiver in self.receivers:
                 receiver.unhold("disk")
-
-
-async def in_thread(threads: Executor, work: Callable[[], T]) -> T:
-    """Run ``work`` to its end, also when cancelled: it uses a file that will be closed."""
-    job = asyncio.get_running_loop().run_in_executor(threads, work)
-    with anyio.CancelScope(shield=True):
-        await asyncio.wait([job])
-    return job.result()

@@ -17,17 +17,19 @@ import hashlib
 import os
 import threading
 import time
-import zlib
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
+
+from crc32c import crc32c
 
 from supervisor.core.journal import Journal, sync_directory
 from supervisor.download.segments import Intervals
 from supervisor.download.verify import mark_verified
 from supervisor.errors import JournalError
 
+_VERSION = 2  # of the journal; 1 had another checksum
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 _NO_LOCKS = frozenset({errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL})
 _NO_FALLOCATE = frozenset({errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL})
@@ -53,7 +55,7 @@ class Identity:
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """Bytes that were received and written in one go, with their CRC-32."""
+    """Bytes that were received and written in one go, with their CRC-32C."""
 
     offset: int
     length: int
@@ -103,6 +105,7 @@ class PartFile:
         self._boot = boot
         self._journal: Journal | None = None
         self._lock = threading.Lock()
+        self._writing = threading.Lock()
         self._recorded = 0  # blocks in the journal
         self._synced = 0  # of those, how many are covered by a mark
 
@@ -173,8 +176,10 @@ class PartFile:
             OSError: the disk is full or broken; the block does not count.
             JournalError: likewise, for the record.
         """
-        _write_all(self.fd, offset, data)
-        crc = zlib.crc32(data) if self._journal is not None else 0
+        # The kernel lets one writer at a time into a file, and the others spin for it.
+        with self._writing:
+            _write_all(self.fd, offset, data)
+        crc = crc32c(data) if self._journal is not None else 0
         with self._lock:
             if self._journal is not None:
                 self._journal.append({"w": [offset, len(data), crc]}, sync=False)
@@ -259,6 +264,8 @@ class PartFile:
             return
         records = self._open_journal().records
         header = records[0] if records else {}
+        if header.get("v") != _VERSION:
+            return
         try:
             self.identity = Identity(**header["file"])
         except (KeyError, TypeError):
@@ -286,7 +293,7 @@ class PartFile:
         identity = self.identity
         assert identity is not None  # noqa: S101  (restart and _load set it first)
         file = {name: getattr(identity, name) for name in Identity.__slots__}
-        return {"v": 1, "boot": self._boot, "file": file}
+        return {"v": _VERSION, "boot": self._boot, "file": file}
 
     def _open_journal(self) -> Journal:
         if self._journal is None:
@@ -307,7 +314,7 @@ class PartFile:
             data = os.pread(self.fd, min(1 << 20, end - position), position)
             if not data:
                 return False
-            crc = zlib.crc32(data, crc)
+            crc = crc32c(data, crc)
             position += len(data)
         return crc == block.crc
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import aiohttp
 
 from supervisor.core.retry import Backoff
+from supervisor.download.follow import Follower
 from supervisor.download.intake import Intake
 from supervisor.download.lane import Lanes
 from supervisor.download.limits import BufferPool, HostGate, RateLimiter
@@ -49,10 +50,11 @@ class Resources:
             return 0
         return (1 if request.required else 3) + (0 if first else 1)
 
-    def intake(self, part: PartFile, meter: Meter, size_bytes: int) -> Intake:
+    def intake(self, part: PartFile, follower: Follower, meter: Meter, size_bytes: int) -> Intake:
         """The way to the disk for one file."""
         return Intake(
             part,
+            follower,
             durable=self.fsync and size_bytes > SMALLEST_PIECE_BYTES,
             threads=self.threads,
             pool=self.pool,

@@ -7,12 +7,12 @@ import hashlib
 import anyio
 
 from supervisor.download.attempts import identify
-from supervisor.download.intake import in_thread
 from supervisor.download.meter import Meter
 from supervisor.download.partial import PartFile
 from supervisor.download.request import Resolved, TransferResult
 from supervisor.download.resources import Resources
 from supervisor.download.storage import check_room
+from supervisor.download.threads import in_thread
 from supervisor.download.transport import Reply
 from supervisor.download.verify import MalformedFileError, check_hash, check_start
 from supervisor.errors import TransientTransferError

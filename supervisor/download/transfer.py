@@ -19,7 +19,7 @@ from supervisor.download.attempts import (
 )
 from supervisor.download.follow import Follower
 from supervisor.download.growth import Growth
-from supervisor.download.intake import Intake, in_thread
+from supervisor.download.intake import Intake
 from supervisor.download.lane import Errand
 from supervisor.download.meter import Meter
 from supervisor.download.partial import PartFile, reserved_bytes
@@ -34,6 +34,7 @@ from supervisor.download.segments import (
     piece_bytes,
 )
 from supervisor.download.storage import check_room, disk_errors
+from supervisor.download.threads import in_thread
 from supervisor.download.transport import (
     Link,
     LinkExpiredError,
@@ -136,11 +137,11 @@ class Transfer:
         """
         await in_thread(self._resources.threads, self._reserve)
         self._meter.begin(done=self._part.written.total, total=self._size)
-        intake = self._resources.intake(self._part, self._meter, self._size)
+        intake = self._resources.intake(self._part, self._follower, self._meter, self._size)
         self._growth.at_s, self._growth.fetched = anyio.current_time(), self._meter.fetched
         try:
             async with anyio.create_task_group() as group:
-                group.start_soon(self._follow, intake, group)
+                group.start_soon(self._follow, group)
                 group.start_soon(self._watch, intake, group)
                 group.start_soon(self._work, intake, group, (stack, reply, span))
         finally:
@@ -156,7 +157,7 @@ class Transfer:
     async def follow_to_end(self) -> None:
         """Check and hash a part file that was complete from the start."""
         self._size = self._part.written.prefix_end
-        await self._follower.advance(self._size, self._size)
+        await self._follower.run(self._size)
 
     def _reserve(self) -> None:
         part = self._part
@@ -368,10 +369,8 @@ class Transfer:
             for _ in range(useful - self._workers):
                 group.start_soon(self._work, intake, group)
 
-    async def _follow(self, intake: Intake, group: TaskGroup) -> None:
+    async def _follow(self, group: TaskGroup) -> None:
         try:
-            await self._follower.run(intake, self._size)
+            await self._follower.run(self._size)
         except Exception as exc:  # noqa: BLE001  (raised again by ``run``)
             self._fail(group, exc)
-        if intake.error is not None:
-            group.cancel_scope.cancel()

@@ -120,19 +120,23 @@ def check_file(path: Path) -> None:
         os.close(fd)
 
 
-def hash_range(fd: int, digest: hashlib._Hash, start: int, end: int) -> None:
+def hash_range(
+    fd: int, digest: hashlib._Hash, start: int, end: int, scratch: memoryview | None = None
+) -> None:
     """Feed the bytes [start, end) of a file to ``digest``. Blocking, releases the GIL.
+
+    They are read into ``scratch``, when that is there.
 
     Raises:
         OSError: the file is shorter, or cannot be read.
     """
-    buffer = bytearray(min(_CHUNK_BYTES, end - start) or 1)
-    view = memoryview(buffer)
+    if scratch is None:
+        scratch = memoryview(bytearray(min(_CHUNK_BYTES, end - start) or 1))
     while start < end:
-        count = os.preadv(fd, [view[: min(len(buffer), end - start)]], start)
+        count = os.preadv(fd, [scratch[: end - start]], start)
         if count == 0:
             raise OSError(f"the file ends at byte {start}, not at {end}")
-        digest.update(view[:count])
+        digest.update(scratch[:count])
         start += count
 
 

@@ -74,11 +74,11 @@ def test_a_failed_write_leaves_the_journal_usable(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "j"
-    real_write = os.write
+    real_write = os.pwrite
     with Journal(path) as journal:
         journal.append({"n": 1})
         with monkeypatch.context() as patch:
-            patch.setattr(os, "write", lambda fd, data: real_write(fd, data[:5]))
+            patch.setattr(os, "pwrite", lambda fd, data, at: real_write(fd, data[:5], at))
             with pytest.raises(JournalError, match="short write"):
                 journal.append({"n": 2})
         journal.append({"n": 3})
