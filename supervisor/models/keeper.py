@@ -30,6 +30,7 @@ class StoreKeeper:
         self._store = ModelStore(settings.store)
         self._manager = manager
         self._bus = bus
+        self._trouble: str | None = None
         budget = settings.store_budget
         self._budget_bytes = parse_size_bytes(budget) if budget else None
 
@@ -44,15 +45,20 @@ class StoreKeeper:
             await self.keep_once()
 
     async def keep_once(self) -> None:
-        """Pin, then evict."""
+        """Pin, tidy up, then evict."""
         try:
             await anyio.to_thread.run_sync(self._pin)
+            await anyio.to_thread.run_sync(self._store.sweep)
             if self._budget_bytes is not None and not self._manager.busy:
                 evict = partial(self._store.evict, self._budget_bytes)
                 for stored in await anyio.to_thread.run_sync(evict):
                     self._tell(stored)
+            self._trouble = None
         except OSError as exc:
-            log.warning("Cannot look after the model store: %s", exc.strerror or exc)
+            reason = exc.strerror or str(exc)
+            if reason != self._trouble:  # a read-only volume stays so
+                log.warning("Cannot look after the model store: %s", reason)
+            self._trouble = reason
 
     def _pin(self) -> None:
         requests = self._manager.requests

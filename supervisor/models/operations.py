@@ -121,4 +121,4 @@ def evict(
     store = ModelStore(section.store)
     required = {str(r.destination) for r in wanted if r.required}
     keep |= {o.sha256 for o in store.objects() if required.intersection(o.places)}
-    return store.evict(limit_bytes, keep=keep, dry_run=dry_run)
+    return store.evict(limit_bytes, keep=keep, spare_s=0.0, dry_run=dry_run)

@@ -1,15 +1,19 @@
 """One store for many pods: objects named by their sha256, and links to them.
 
     objects/ab/abcdef…      the bytes, read-only
-    uses/abcdef….json       size and the places that link to it; its mtime is the last use
+    uses/abcdef…/           "last", whose mtime is the last use, and a file for each place that
+                            links to the object
     incoming/<key>/<n>/…    being fetched, by the holder of generation n of that key's lock
     locks/<key>/…           see ``leases``
     aliases/<key>.json      which object a remote version without a known hash turned out to be
     pins/<pod>.json         what a running pod wants; its mtime is a heartbeat
+    rotten/abcdef…          a damaged object until a whole one takes its place
+    temporary/…             half-made files of running, or killed, pods
 
 A file is hashed before it becomes an object and never changed afterwards, so that the same
-file under two names, in two bundles or fetched by two pods is stored once. Everything here
-blocks: call it from a worker thread.
+file under two names, in two bundles or fetched by two pods is stored once. Pods share
+nothing but this folder: names are unique by chance, since process numbers are not.
+Everything here blocks: call it from a worker thread.
 """
 
 from __future__ import annotations
@@ -19,23 +23,37 @@ import errno
 import hashlib
 import json
 import os
+import secrets
 import shutil
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from supervisor.core.journal import sync_directory
+from supervisor.models.objects import (
+    changed_s,
+    checked_copy,
+    copy_if_possible,
+    delete,
+    is_object,
+    listed,
+    open_files,
+)
 
-_CHUNK_BYTES = 8 * 1024 * 1024
 # A pod that did not renew its pins for so long is gone.
 PIN_LIFETIME_S = 900.0
-_NO_LINK = frozenset({errno.EXDEV, errno.EPERM, errno.ENOTSUP, errno.EMLINK, errno.EACCES})
+# Half-made files take moments, fetches that nobody went on with are given up after a week.
+_TEMPORARY_LIFETIME_S = 6 * 3600.0
+_ABANDONED_AFTER_S = 7 * 86400.0
+_LAST_TEXT = "\n"  # no path
+_NO_LINK = frozenset(
+    {errno.EXDEV, errno.EPERM, errno.ENOTSUP, errno.EMLINK, errno.EACCES, errno.EROFS}
+)
 
 
 @dataclass(frozen=True, slots=True)
 class StoredObject:
-    """One object. ``used_s`` is the mtime of its record, on the volume's clock."""
+    """One object. ``used_s`` is the time of its last use, on the volume's clock."""
 
     sha256: str
     size_bytes: int
@@ -55,6 +73,8 @@ class ModelStore:
     def path(self, sha256: str) -> Path:
         """Where an object is, or would be."""
         return self.root / "objects" / sha256[:2] / sha256
+
+    # -- on the way in ------------------------------------------------------------------
 
     def incoming(self, key: str, generation: int, *, writer_gone: bool) -> Path:
         """Make the folder for a fetch under ``generation`` of the lock ``key``.
@@ -76,7 +96,7 @@ class ModelStore:
             if writer_gone:
                 older[-1].rename(folder)
             else:
-                shutil.copytree(older[-1], folder)
+                copy_if_possible(older[-1], folder)
         folder.mkdir(exist_ok=True)
         for stale in older:
             shutil.rmtree(stale, ignore_errors=True)
@@ -105,25 +125,21 @@ class ModelStore:
         if self.has(sha256, file.stat().st_size):
             file.unlink()
             return target
-        try:
-            file.replace(target)
-        except OSError as exc:
-            if exc.errno != errno.EXDEV:
-                raise
-            temporary = target.with_name(f".{sha256}.{os.getpid()}")
-            try:
-                _copy(file, temporary, sha256)
+        # What a symbolic link leads to belongs to somebody else, who may change it.
+        if file.is_symlink() or not _moved(file, target):
+            with self._temporary() as temporary:
+                checked_copy(file, temporary, sha256)
                 temporary.replace(target)
-            finally:
-                temporary.unlink(missing_ok=True)
             file.unlink()
-        target.chmod(0o444)
+        with contextlib.suppress(OSError):  # not every file system has modes
+            target.chmod(0o444)
         sync_directory(target.parent)
+        self._mend(sha256)
         return target
 
     def remember(self, key: str, sha256: str) -> None:
         """Record which object came of a fetch whose hash was not known before."""
-        self._write(self.root / "aliases" / f"{key}.json", {"sha256": sha256})
+        self._write(self.root / "aliases" / f"{key}.json", json.dumps({"sha256": sha256}))
 
     def recall(self, key: str) -> str | None:
         """The object that an earlier fetch of the same remote version led to."""
@@ -132,36 +148,88 @@ class ModelStore:
         except (OSError, ValueError, KeyError, TypeError):
             return None
 
+    # -- links --------------------------------------------------------------------------
+
     def link(self, sha256: str, destination: Path) -> None:
         """Let ``destination`` be the object: a hard link, else a symbolic one. Atomic.
 
         Whatever stood there (a truncated or older file) is replaced.
 
         Raises:
+            FileNotFoundError: the object is not there (any more).
             OSError: the folder cannot be written.
         """
         target = self.path(sha256)
-        if not is_object(destination, target):
-            destination.parent.mkdir(parents=True, exist_ok=True)
-            temporary = destination.with_name(f".{destination.name}.{os.getpid()}.link")
-            temporary.unlink(missing_ok=True)
-            try:
-                os.link(target, temporary)
-            except OSError as exc:
-                if exc.errno not in _NO_LINK:
-                    raise
-                temporary.symlink_to(target)
-            temporary.replace(destination)
+        target.stat()
+        # The use comes first: an eviction that begins now sees it and leaves the object.
         self.use(sha256, destination)
+        if not is_object(destination, target):
+            self._place(target, destination)
+            destination.stat()
 
     def use(self, sha256: str, place: Path | None = None) -> None:
-        """Record that the object is wanted now, and where it is linked."""
-        record = self._record(sha256)
-        places = set(record.get("places", ()))
-        if place is not None:
-            places.add(str(place))
-        size = self.path(sha256).stat().st_size
-        self._write(self.root / "uses" / f"{sha256}.json", {"size": size, "places": sorted(places)})
+        """Record that the object is wanted now, and where it is linked.
+
+        A store that is read-only or full serves its objects nevertheless.
+        """
+        folder = self._uses(sha256)
+        with contextlib.suppress(OSError):
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / "last").write_text(_LAST_TEXT)
+            if place is not None:
+                name = hashlib.sha256(os.fsencode(place)).hexdigest()[:16]
+                if not (folder / name).exists():
+                    self._write(folder / name, str(place))
+
+    def places(self, sha256: str) -> tuple[str, ...]:
+        """Where the object was linked."""
+        found = set()
+        for entry in listed(self._uses(sha256)):
+            with contextlib.suppress(OSError):
+                found.add(entry.read_text(encoding="utf-8", errors="surrogateescape"))
+        return tuple(sorted(found - {_LAST_TEXT}))
+
+    def _place(self, target: Path, destination: Path) -> None:
+        destination.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with self._temporary() as temporary:
+                os.link(target, temporary)
+                temporary.replace(destination)
+        except OSError as exc:
+            if exc.errno not in _NO_LINK:
+                raise
+            name = f".{destination.name[:200]}.{secrets.token_hex(4)}.link"
+            temporary = destination.with_name(name)
+            temporary.symlink_to(target.absolute())
+            temporary.replace(destination)
+
+    # -- damage -------------------------------------------------------------------------
+
+    def set_aside(self, sha256: str) -> None:
+        """Take a damaged object out of the store. Who has it open can go on reading.
+
+        Its links are mended when a whole one arrives.
+
+        Raises:
+            OSError: the volume does not take it.
+        """
+        rotten = self.root / "rotten" / sha256
+        rotten.parent.mkdir(parents=True, exist_ok=True)
+        with contextlib.suppress(FileNotFoundError):  # another pod was faster
+            self.path(sha256).replace(rotten)
+
+    def _mend(self, sha256: str) -> None:
+        """Let the places that still hold the damaged bytes hold the new ones."""
+        rotten = self.root / "rotten" / sha256
+        if not rotten.exists():
+            return
+        for place in map(Path, self.places(sha256)):
+            if is_object(place, rotten):
+                with contextlib.suppress(OSError):  # its pod finds out by itself
+                    self._place(self.path(sha256), place)
+        rotten.unlink(missing_ok=True)
+
+    # -- upkeep -------------------------------------------------------------------------
 
     def objects(self) -> list[StoredObject]:
         """List all objects, least recently used first."""
@@ -169,28 +237,23 @@ class ModelStore:
         for path in self._object_paths():
             try:
                 info = path.stat()
-                used_s = (self.root / "uses" / f"{path.name}.json").stat().st_mtime
-            except FileNotFoundError:
-                used_s = info.st_mtime if path.exists() else 0.0
-            record = self._record(path.name)
-            places = tuple(record.get("places", ()))
-            found.append(StoredObject(path.name, info.st_size, used_s, places))
+            except FileNotFoundError:  # evicted meanwhile
+                continue
+            used_s = self._used_s(path.name, default=info.st_mtime)
+            found.append(StoredObject(path.name, info.st_size, used_s, self.places(path.name)))
         return sorted(found, key=lambda o: o.used_s)
 
     def pin(self, pod: str, hashes: Collection[str]) -> None:
         """Say that a running pod wants these objects; renew well within ``PIN_LIFETIME_S``."""
         name = hashlib.sha256(pod.encode()).hexdigest()[:16]
-        self._write(self.root / "pins" / f"{name}.json", {"pod": pod, "objects": sorted(hashes)})
+        record = json.dumps({"pod": pod, "objects": sorted(hashes)})
+        self._write(self.root / "pins" / f"{name}.json", record)
 
     def pinned(self) -> frozenset[str]:
         """What running pods want. Their heartbeats are compared on the volume's own clock."""
-        probe = self.root / "pins" / f".now.{os.getpid()}"
-        probe.parent.mkdir(parents=True, exist_ok=True)
-        probe.write_bytes(b"")
-        now_s = probe.stat().st_mtime
-        probe.unlink()
+        now_s = self._now_s()
         wanted: set[str] = set()
-        for path in probe.parent.glob("*.json"):
+        for path in (self.root / "pins").glob("*.json"):
             with contextlib.suppress(OSError, ValueError):
                 if now_s - path.stat().st_mtime < PIN_LIFETIME_S:
                     wanted |= set(json.loads(path.read_bytes())["objects"])
@@ -202,116 +265,118 @@ class ModelStore:
         *,
         keep: Collection[str] = (),
         opened: Callable[[], frozenset[tuple[int, int]]] | None = None,
+        spare_s: float = PIN_LIFETIME_S,
         dry_run: bool = False,
     ) -> list[StoredObject]:
         """Remove the least recently used objects, with their links, until the rest fits.
 
-        Never one in ``keep``, one that a running pod pins, or one that is open here.
-        Returns what was removed.
+        Never removes what is in ``keep``, pinned by a running pod, linked within ``spare_s``
+        (its pod may not have pinned it yet) or open in a visible process.
         """
         objects = self.objects()
         total = sum(o.size_bytes for o in objects)
         protected = set(keep) | self.pinned()
+        lately_s = self._now_s() - spare_s
         busy = (opened or open_files)()
         removed = []
         for stored in objects:
             if total <= budget_bytes:
                 break
-            info = self.path(stored.sha256).stat()
-            if stored.sha256 in protected or (info.st_dev, info.st_ino) in busy:
+            if stored.sha256 in protected or stored.used_s > lately_s:
                 continue
-            if not dry_run:
-                self.remove(stored)
+            try:
+                info = self.path(stored.sha256).stat()
+            except FileNotFoundError:  # another pod evicts too
+                total -= stored.size_bytes
+                continue
+            if (info.st_dev, info.st_ino) in busy or not (dry_run or self._remove(stored)):
+                continue
             total -= stored.size_bytes
             removed.append(stored)
         return removed
 
-    def remove(self, stored: StoredObject) -> None:
-        """Delete an object and the links that lead to it."""
+    def _remove(self, stored: StoredObject) -> bool:
+        """Delete an object and the links that lead to it, unless it is used again by now."""
         target = self.path(stored.sha256)
-        for place in map(Path, stored.places):
-            if is_object(place, target):
-                place.unlink(missing_ok=True)
-        target.unlink(missing_ok=True)
-        (self.root / "uses" / f"{stored.sha256}.json").unlink(missing_ok=True)
-
-    def damaged(self, *, pause: Callable[[], None] = lambda: None) -> Iterator[StoredObject]:
-        """Re-hash every object and yield those whose bytes have changed."""
-        for stored in self.objects():
+        with self._temporary() as taken:
             try:
-                if hash_file(self.path(stored.sha256), pause=pause) != stored.sha256:
-                    yield stored
-            except FileNotFoundError:  # evicted meanwhile
-                continue
+                target.rename(taken)
+            except FileNotFoundError:
+                return True
+            if self._used_s(stored.sha256, default=0.0) > stored.used_s:
+                taken.rename(target)
+                return False
+            for place in map(Path, self.places(stored.sha256)):
+                with contextlib.suppress(OSError):  # a folder of another pod
+                    if _leads_to(place, target) or is_object(place, taken):
+                        place.unlink()
+        shutil.rmtree(self._uses(stored.sha256), ignore_errors=True)
+        return True
+
+    def sweep(self) -> None:
+        """Remove what killed pods left half-made, and fetches that nobody goes on with.
+
+        Raises:
+            OSError: the volume does not take it.
+        """
+        now_s = self._now_s()
+        for folder, lifetime_s in (
+            (self.root / "temporary", _TEMPORARY_LIFETIME_S),
+            (self.root / "rotten", _ABANDONED_AFTER_S),
+            (self._incoming, _ABANDONED_AFTER_S),
+        ):
+            for entry in listed(folder):
+                if now_s - changed_s(entry) > lifetime_s:
+                    delete(entry)
+
+    # -- inside -------------------------------------------------------------------------
+
+    def _uses(self, sha256: str) -> Path:
+        return self.root / "uses" / sha256
+
+    def _used_s(self, sha256: str, *, default: float) -> float:
+        try:
+            return (self._uses(sha256) / "last").stat().st_mtime
+        except OSError:
+            return default
 
     def _object_paths(self) -> Iterator[Path]:
         for path in sorted((self.root / "objects").glob("??/*")):
             if len(path.name) == 64:
                 yield path
 
-    def _record(self, sha256: str) -> Mapping[str, Any]:
-        try:
-            record = json.loads((self.root / "uses" / f"{sha256}.json").read_bytes())
-        except (OSError, ValueError):
-            return {}
-        return record if isinstance(record, dict) else {}
+    def _now_s(self) -> float:
+        """The time by the clock that stamps the volume's files."""
+        with self._temporary() as probe:
+            probe.write_bytes(b"\n")
+            return probe.stat().st_mtime
 
-    def _write(self, path: Path, record: Mapping[str, Any]) -> None:
+    @contextlib.contextmanager
+    def _temporary(self) -> Iterator[Path]:
+        """A name in the store for a file that is half-made; gone afterwards."""
+        path = self.root / "temporary" / secrets.token_hex(8)
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}.{os.getpid()}")
-        temporary.write_text(json.dumps(record), encoding="utf-8")
-        temporary.replace(path)
+        try:
+            yield path
+        finally:
+            path.unlink(missing_ok=True)
+
+    def _write(self, path: Path, text: str) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with self._temporary() as temporary:
+            temporary.write_text(text, encoding="utf-8", errors="surrogateescape")
+            temporary.replace(path)
 
 
-def is_object(place: Path, target: Path) -> bool:
-    """Whether ``place`` leads to the object at ``target``."""
+def _moved(file: Path, target: Path) -> bool:
     try:
-        return place.samefile(target)
-    except OSError:
+        file.replace(target)
+    except OSError as exc:
+        if exc.errno != errno.EXDEV:
+            raise
         return False
+    return True
 
 
-def hash_file(path: Path, *, pause: Callable[[], None] = lambda: None) -> str:
-    """sha256 of a file; ``pause`` is called before every few MiB (to check cancellation).
-
-    The page cache is not filled with it: other programs need that more.
-    """
-    digest = hashlib.sha256()
-    with path.open("rb", buffering=0) as file:
-        offset = 0
-        while chunk := file.read(_CHUNK_BYTES):
-            pause()
-            digest.update(chunk)
-            with contextlib.suppress(OSError):
-                os.posix_fadvise(file.fileno(), offset, len(chunk), os.POSIX_FADV_DONTNEED)
-            offset += len(chunk)
-    return digest.hexdigest()
-
-
-def open_files(proc: Path = Path("/proc")) -> frozenset[tuple[int, int]]:
-    """(device, inode) of every file that a visible process has open or mapped."""
-    found: set[tuple[int, int]] = set()
-    for process in proc.iterdir():
-        if not process.name.isdigit():
-            continue
-        for kind in ("fd", "map_files"):
-            try:
-                entries = list((process / kind).iterdir())
-            except OSError:
-                continue
-            for entry in entries:
-                with contextlib.suppress(OSError):
-                    info = entry.stat()
-                    found.add((info.st_dev, info.st_ino))
-    return frozenset(found)
-
-
-def _copy(source: Path, target: Path, sha256: str) -> None:
-    shutil.copyfile(source, target)
-    descriptor = os.open(target, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-    if hash_file(target) != sha256:
-        raise OSError(errno.EIO, "the copy differs from its source")
+def _leads_to(place: Path, target: Path) -> bool:
+    return place.is_symlink() and place.readlink() == target.absolute()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
+import logging
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -23,9 +25,20 @@ from supervisor.download.request import (
     Resolver,
     TransferResult,
 )
-from supervisor.errors import ChecksumMismatchError, PermanentTransferError
+from supervisor.errors import (
+    ChecksumMismatchError,
+    PermanentTransferError,
+    TransientTransferError,
+)
 from supervisor.models.leases import Lease, Leases
-from supervisor.models.store import ModelStore, hash_file, is_object
+from supervisor.models.objects import hash_file, is_object
+from supervisor.models.store import ModelStore
+
+log = logging.getLogger("supervisor.models")
+
+_READ_ONLY = frozenset({errno.EROFS, errno.EACCES, errno.EPERM})
+_FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
+_ROOM_POLL_S = 15.0
 
 
 def open_downloader(engine: Downloader, section: ModelsSection) -> Downloader:
@@ -81,7 +94,20 @@ class StoreDownloader:
         """See ``Downloader.fetch``. Waits while another pod fetches the same file.
 
         Losing the lock to another pod is a transient error: the next try finds its result.
+        So is trouble with the volume. A store that cannot be written is done without.
         """
+        try:
+            return await self._fetch(request, resolver, progress)
+        except OSError as exc:
+            if exc.errno not in _READ_ONLY:
+                raise _trouble(request, exc) from exc
+            reason = exc.strerror or exc
+            log.warning("%s is fetched without the store: %s", request.name, reason)
+        return await self._engine.fetch(request, resolver, progress)
+
+    async def _fetch(
+        self, request: DownloadRequest, resolver: Resolver, progress: ProgressCallback
+    ) -> TransferResult:
         resolved: Resolved | None = None
         digest, size = request.sha256, request.size_bytes
         if digest is None:
@@ -151,7 +177,10 @@ class StoreDownloader:
             known = digest or self._store.recall(key)
             if known is None or not self._store.has(known, size):
                 return None
-            self._store.link(known, request.destination)
+            try:
+                self._store.link(known, request.destination)
+            except FileNotFoundError:  # another pod has just evicted it
+                return None
             return _present(request.destination, known)
 
         return await anyio.to_thread.run_sync(link)
@@ -182,6 +211,15 @@ class StoreDownloader:
 
 def _present(path: Path, digest: str) -> TransferResult:
     return TransferResult(path, path.stat().st_size, digest, 0)
+
+
+def _trouble(request: DownloadRequest, exc: OSError) -> TransientTransferError:
+    full = exc.errno in _FULL
+    return TransientTransferError(
+        f"Cannot put {request.name} into the store: {exc.strerror or exc}",
+        hint="free space on its volume, or evict" if full else "is its volume still there?",
+        retry_after_s=_ROOM_POLL_S if full else None,
+    )
 
 
 def _key(request: DownloadRequest, resolved: Resolved | None) -> str:

@@ -23,7 +23,8 @@ from supervisor.download.request import DownloadRequest, Resolver
 from supervisor.errors import ControlError, TransferError
 from supervisor.models.gently import Pace, ReadMarks, idle_io
 from supervisor.models.manager import ModelManager
-from supervisor.models.store import ModelStore, hash_file, is_object
+from supervisor.models.objects import hash_file, is_object
+from supervisor.models.store import ModelStore
 
 log = logging.getLogger("supervisor.models")
 
@@ -234,10 +235,9 @@ def discard_damaged(verdicts: Sequence[Verified], section: ModelsSection) -> lis
     for verdict in verdicts:
         if verdict.verdict is Verdict.DAMAGED:
             request = verdict.request
-            if store and verdict.expected:
-                target = store.path(verdict.expected)
-                if is_object(request.destination, target):
-                    target.unlink()
+            digest = verdict.expected
+            if store and digest and is_object(request.destination, store.path(digest)):
+                store.set_aside(digest)
             request.destination.unlink(missing_ok=True)
         if verdict.verdict in (Verdict.DAMAGED, Verdict.MISSING):
             again.append(verdict.request)

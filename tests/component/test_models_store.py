@@ -24,7 +24,8 @@ from supervisor.download.request import (
 )
 from supervisor.errors import ChecksumMismatchError, TransientTransferError
 from supervisor.models.leases import Leases, is_dead, process_owner
-from supervisor.models.store import ModelStore, hash_file, open_files
+from supervisor.models.objects import hash_file, open_files
+from supervisor.models.store import ModelStore
 from supervisor.models.transfers import StoreDownloader
 from tests.support.pod import NoResolver
 
@@ -80,7 +81,13 @@ async def get(store: ModelStore, engine: Engine, wanted: DownloadRequest) -> Tra
 
 @contextmanager
 def pod(
-    root: Path, name: str, *, digest: str = DIGEST, lease_s: float = 30.0, alone: bool = False
+    root: Path,
+    name: str,
+    *,
+    digest: str = DIGEST,
+    lease_s: float = 30.0,
+    alone: bool = False,
+    step: str | None = None,
 ) -> Iterator[subprocess.Popen[str]]:
     source = root / "source"
     source.write_bytes(DATA)
@@ -93,6 +100,7 @@ def pod(
         digest,
         str(source),
         str(lease_s),
+        *([step] if step else []),
     ]
     process = subprocess.Popen(
         [*(NAMESPACES if alone else []), *command],
@@ -218,6 +226,27 @@ def test_a_killed_process_is_succeeded_at_once_and_resumed(tmp_path: Path) -> No
     assert transfers(tmp_path)[1] >= 20_000
 
 
+@pytest.mark.parametrize("step", ["put", "_place", "clear_incoming"])
+def test_a_pod_killed_while_it_publishes_costs_no_second_transfer(
+    tmp_path: Path, step: str
+) -> None:
+    with ExitStack() as stack:
+        first = stack.enter_context(pod(tmp_path, "one", lease_s=3600, step=step))
+        assert line(first) == "started"
+        assert line(first) == f"at {step}"
+        second = stack.enter_context(pod(tmp_path, "two", lease_s=3600))
+        first.kill()
+        first.wait()
+        finished = line(second)
+        if finished == "started":  # the bytes lay there, complete, and nobody had stored them
+            finished = line(second)
+        assert finished == "done 0"
+    store = ModelStore(tmp_path / "store")
+    assert [o.sha256 for o in store.objects()] == [DIGEST]
+    assert (tmp_path / "two/loras/f.bin").read_bytes() == DATA
+    assert not list((tmp_path / "store/temporary").iterdir())
+
+
 @pytest.mark.needs("root", "unshare")
 def test_the_lock_of_a_dead_machine_expires(tmp_path: Path) -> None:
     with ExitStack() as stack:
@@ -314,7 +343,7 @@ def fill(store: ModelStore, tmp_path: Path, *names: str) -> dict[str, str]:
         digests[name] = hashlib.sha256(data).hexdigest()
         store.put(file, digests[name])
         store.link(digests[name], tmp_path / "m" / name)
-        record = store.root / "uses" / f"{digests[name]}.json"
+        record = store.root / "uses" / digests[name] / "last"
         os.utime(record, (age, age))
     return digests
 
@@ -348,13 +377,3 @@ def test_pins_of_pods_that_are_gone_do_not_count(tmp_path: Path) -> None:
     (pin,) = (store.root / "pins").glob("*.json")
     os.utime(pin, (1, 1))
     assert not store.pinned()
-
-
-def test_damage_is_found(tmp_path: Path) -> None:
-    store = ModelStore(tmp_path / "store")
-    digests = fill(store, tmp_path, "a", "b")
-    path = store.path(digests["b"])
-    path.chmod(0o644)
-    with path.open("r+b") as file:
-        file.write(b"?")
-    assert [o.sha256 for o in store.damaged()] == [digests["b"]]

@@ -1,14 +1,17 @@
 """A pod for tests of the shared store: fetches one file slowly, as its own process.
 
-    python -m tests.support.pod ROOT NAME SHA256 SOURCE LEASE_S
+    python -m tests.support.pod ROOT NAME SHA256 SOURCE LEASE_S [STEP]
 
 Prints "started" when its transfer begins and "done FETCHED" at the end. Every transfer
-adds a line to ROOT/transfers.
+adds a line to ROOT/transfers. With STEP (put, _place or clear_incoming, a method of the
+store) it prints "at STEP" there and waits to be killed.
 """
 
 from __future__ import annotations
 
 import sys
+import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import anyio
@@ -22,6 +25,7 @@ from supervisor.download.request import (
     Resolver,
     TransferResult,
 )
+from supervisor.errors import TransferError
 from supervisor.models.leases import Leases
 from supervisor.models.store import ModelStore
 from supervisor.models.transfers import StoreDownloader
@@ -44,6 +48,8 @@ class SlowEngine:
             log.write(f"{done}\n")
         print("started", flush=True)
         fetched = 0
+        if request.destination.exists():  # whole: it was renamed to this name
+            return TransferResult(request.destination, len(data), None, 0)
         with part.open("ab") as file:
             while done < len(data):
                 piece = data[done : done + max(len(data) // 20, 1)]
@@ -62,6 +68,16 @@ class NoResolver:
         return Resolved(url=request.url, etag="same")
 
 
+def halted(step: str) -> Callable[..., None]:
+    """Stands in for a method of the store."""
+
+    def halt(*_: object, **__: object) -> None:
+        print(f"at {step}", flush=True)
+        threading.Event().wait()
+
+    return halt
+
+
 async def main(
     root: Path, name: str, digest: str, source: tuple[Path, int], lease_s: float
 ) -> None:
@@ -76,11 +92,17 @@ async def main(
         sha256=None if digest == "unknown" else digest,
         size_bytes=size,
     )
-    result = await downloader.fetch(request, NoResolver(), lambda _: None)
+    try:
+        result = await downloader.fetch(request, NoResolver(), lambda _: None)
+    except TransferError as error:
+        print(f"failed {type(error).__name__}: {error.message}", flush=True)
+        raise
     print(f"done {result.bytes_fetched}", flush=True)
 
 
 if __name__ == "__main__":
     path = Path(sys.argv[4])
+    for name_of_step in sys.argv[6:7]:
+        setattr(ModelStore, name_of_step, halted(name_of_step))
     source_of = (path, path.stat().st_size)
     anyio.run(main, Path(sys.argv[1]), sys.argv[2], sys.argv[3], source_of, float(sys.argv[5]))

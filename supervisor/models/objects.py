@@ -1,0 +1,125 @@
+"""What the store asks of single files: their hash, who has them open, whether two are one."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import os
+import secrets
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+_CHUNK_BYTES = 8 * 1024 * 1024
+
+
+def is_object(place: Path, target: Path) -> bool:
+    """Whether ``place`` leads to the object at ``target``."""
+    try:
+        return place.samefile(target)
+    except OSError:
+        return False
+
+
+def hash_file(path: Path, *, pause: Callable[[], None] = lambda: None) -> str:
+    """sha256 of a file; ``pause`` is called before every few MiB (to check cancellation).
+
+    The page cache is not filled with it: other programs need that more.
+    """
+    digest = hashlib.sha256()
+    with path.open("rb", buffering=0) as file:
+        offset = 0
+        while chunk := file.read(_CHUNK_BYTES):
+            pause()
+            digest.update(chunk)
+            with contextlib.suppress(OSError):
+                os.posix_fadvise(file.fileno(), offset, len(chunk), os.POSIX_FADV_DONTNEED)
+            offset += len(chunk)
+    return digest.hexdigest()
+
+
+def open_files(proc: Path = Path("/proc")) -> frozenset[tuple[int, int]]:
+    """(device, inode) of every file that a visible process has open or mapped.
+
+    A model that is mapped need not be open any more. Which files a process has mapped is
+    asked of map_files and, since most containers lack the capability for that, of maps.
+    """
+    found: set[tuple[int, int]] = set()
+    for process in proc.iterdir():
+        if not process.name.isdigit():
+            continue
+        for entry in (*listed(process / "fd"), *listed(process / "map_files")):
+            _add(found, entry)
+        for path in _mapped(process):
+            _add(found, path)
+    return frozenset(found)
+
+
+def _mapped(process: Path) -> Iterator[Path]:
+    """Paths in /proc/PID/maps, as that process sees them: proc(5)."""
+    try:
+        text = (process / "maps").read_bytes()
+    except OSError:
+        return
+    names = {line.split(None, 5)[5] for line in text.splitlines() if b" /" in line}
+    for name in names:
+        yield process / "root" / os.fsdecode(name).lstrip("/")
+
+
+def _add(found: set[tuple[int, int]], path: Path) -> None:
+    with contextlib.suppress(OSError):
+        info = path.stat()
+        found.add((info.st_dev, info.st_ino))
+
+
+def checked_copy(source: Path, target: Path, sha256: str) -> None:
+    """Copy a file, flush it and hash the copy.
+
+    Raises:
+        OSError: the copy failed, or differs.
+    """
+    shutil.copyfile(source, target)
+    descriptor = os.open(target, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+    if hash_file(target) != sha256:
+        raise OSError(errno.EIO, "the copy differs from its source")
+
+
+def copy_if_possible(source: Path, target: Path) -> None:
+    """Copy a folder; where there is no room for it, the fetch begins anew."""
+    half = target.with_name(f".{target.name}.{secrets.token_hex(4)}")
+    try:
+        shutil.copytree(source, half)
+        half.rename(target)
+    except OSError:  # shutil.Error is one
+        shutil.rmtree(half, ignore_errors=True)
+
+
+def listed(folder: Path) -> list[Path]:
+    """What is in a folder; nothing when it cannot be read."""
+    try:
+        return list(folder.iterdir())
+    except OSError:
+        return []
+
+
+def changed_s(path: Path) -> float:
+    """The last change of a file, or of anything in a folder."""
+    newest = 0.0
+    for entry in (path, *path.rglob("*")):
+        with contextlib.suppress(OSError):
+            newest = max(newest, entry.lstat().st_ctime)
+    return newest
+
+
+def delete(path: Path) -> None:
+    """Remove a file, or a folder with all that is in it, as far as possible."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        with contextlib.suppress(OSError):
+            path.unlink(missing_ok=True)
