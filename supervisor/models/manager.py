@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
-from itertools import count
 from pathlib import Path
 
 import anyio
@@ -20,23 +20,22 @@ from supervisor.download.request import (
     Downloader,
     DownloadRequest,
     Progress,
-    Resolved,
     Resolver,
     TransferResult,
 )
 from supervisor.errors import (
     ControlError,
-    DiskFullError,
     PermanentTransferError,
     TransferError,
     TransientTransferError,
 )
 from supervisor.models.outcomes import Outcomes
-from supervisor.models.preflight import Preflight, free_bytes, os_error
+from supervisor.models.preflight import ROOM_HINT, Preflight, free_bytes, os_error
 from supervisor.models.queue import Job
 from supervisor.models.reporter import Reporter
 from supervisor.models.requests import required_names, same_file
 from supervisor.models.transfers import ResolvedAhead
+from supervisor.models.wanted import Wanted
 
 log = logging.getLogger("supervisor.models")
 
@@ -44,16 +43,15 @@ log = logging.getLogger("supervisor.models")
 _QUICK_TRIES = 5
 _QUICK = Backoff(initial_s=2.0, max_s=30.0)
 _SLOW = Backoff(initial_s=300.0, max_s=300.0)
-# An address found while preparing is still good for the engine's first connection.
-_RESOLVED_FRESH_S = 60.0
+# Files whose size is known need not wait longer than this for the answers about others.
+_PATIENCE_S = 20.0
 
 
 class ModelManager:
     """Downloads what is asked for, required and small files first.
 
     One file's failure never stops the others: permanent errors fail that file at once,
-    anything else is tried again for ever, ever more slowly. ``outcomes`` counts for the
-    metrics.
+    anything else is tried again for ever, ever more slowly.
     """
 
     def __init__(
@@ -77,9 +75,8 @@ class ModelManager:
         self._preflight = Preflight(resolvers, free, store=settings.store)
         self._quick, self._slow = quick, slow
         self._give_up_after = give_up_after
-        self._jobs: dict[str, Job] = {}
-        self._unfolded: dict[str, str] = {}  # file → the request for a folder it came from
-        self._seq = count()
+        self._wanted = Wanted()
+        self._jobs: Mapping[str, Job] = self._wanted.jobs
         self._wake = anyio.Event()
         self._preparing = False
         self.outcomes = Outcomes(bus)
@@ -131,7 +128,7 @@ class ModelManager:
     @property
     def requests(self) -> tuple[DownloadRequest, ...]:
         """Everything that was asked for, in order of arrival."""
-        return tuple(job.request for job in self._jobs.values())
+        return self._wanted.requests
 
     def add(self, request: DownloadRequest, *, now: bool = False) -> None:
         """Take one more file in; ``now`` puts it before all others.
@@ -151,7 +148,7 @@ class ModelManager:
         if known is None:
             self._insert(request, urgent=now)
         elif known.ended:
-            self._requeue(known, urgent=now)
+            known.requeue(urgent=now)
         elif now:
             known.urgent = True
         self._touch()
@@ -161,20 +158,13 @@ class ModelManager:
 
         Files that are no longer wanted stop and vanish from status; nothing is deleted.
         """
-        wanted = {request.name: request for request in requests}
-        for name, job in list(self._jobs.items()):
-            replacement = wanted.get(name)
-            if replacement is not None and same_file(job.request, replacement):
-                job.request = replacement
-            elif not self._belongs_to(job, wanted):
-                del self._jobs[name]
-                self._unfolded.pop(name, None)
-                self._end(job, DownloadState.SKIPPED)
-                if job.scope is not None:
-                    job.scope.cancel()
-        for name, request in wanted.items():
-            if name not in self._jobs and name not in self._unfolded.values():
-                self._insert(request)
+        dropped, fresh = self._wanted.keep(requests)
+        for job in dropped:
+            self._end(job, DownloadState.SKIPPED)
+            if job.scope is not None:
+                job.scope.cancel()
+        for request in fresh:
+            self._insert(request)
         self._demand()
         self._touch()
 
@@ -184,7 +174,7 @@ class ModelManager:
         Raises:
             ControlError: there is no such file.
         """
-        self._find(name).urgent = True
+        self._wanted.find(name).urgent = True
         self._touch()
 
     def retry(self, name: str) -> None:
@@ -193,9 +183,9 @@ class ModelManager:
         Raises:
             ControlError: there is no such file.
         """
-        job = self._find(name)
+        job = self._wanted.find(name)
         if job.ended and job.state is not DownloadState.DONE:
-            self._requeue(job, urgent=job.urgent)
+            job.requeue(urgent=job.urgent)
         job.not_before_s = 0.0
         self._touch()
 
@@ -205,7 +195,7 @@ class ModelManager:
         Raises:
             ControlError: there is no such file, or it is already in place.
         """
-        job = self._find(name)
+        job = self._wanted.find(name)
         if job.state is DownloadState.DONE:
             raise ControlError(
                 f"Cannot cancel {name}: it is already in place", status=409, code="conflict"
@@ -217,36 +207,12 @@ class ModelManager:
 
     # -- jobs ---------------------------------------------------------------------------
 
-    def _find(self, name: str) -> Job:
-        try:
-            return self._jobs[name]
-        except KeyError:
-            raise ControlError(
-                f"Cannot find a download named {name}", status=404, code="not-found"
-            ) from None
-
     def _insert(self, request: DownloadRequest, *, urgent: bool = False) -> None:
-        known = self._jobs.get(request.name)
-        if known is None:
-            self._jobs[request.name] = Job(request, next(self._seq), urgent=urgent)
-        elif not same_file(known.request, request):
-            # The first one wins: an earlier source in the list has precedence.
-            self.outcomes.failed(
-                request,
-                PermanentTransferError(
-                    f"Cannot fetch {request.url}: {known.request.url} goes to {request.name} too"
-                ),
-            )
+        try:
+            self._wanted.insert(request, urgent=urgent)
+        except PermanentTransferError as exc:
+            self.outcomes.failed(request, exc)
         self._demand()
-
-    def _belongs_to(self, job: Job, wanted: Mapping[str, DownloadRequest]) -> bool:
-        """Whether the file came out of a folder that is still wanted."""
-        return self._unfolded.get(job.request.name) in wanted
-
-    def _requeue(self, job: Job, *, urgent: bool) -> None:
-        job.state, job.urgent, job.prepared = DownloadState.QUEUED, urgent, False
-        job.error = job.hint = job.resolved = None
-        job.attempt, job.not_before_s = 0, 0.0
 
     def _demand(self) -> None:
         """Tell readiness which files it waits for."""
@@ -277,36 +243,39 @@ class ModelManager:
         return min(later, default=3600.0)
 
     async def _prepare(self, jobs: list[Job]) -> None:
-        """Learn sizes and names, then refuse what the disk cannot take."""
+        """Learn names and sizes, then refuse what the disk cannot take as a whole."""
         try:
-            await self._preflight.look(jobs)
+            with anyio.move_on_after(_PATIENCE_S):
+                async with anyio.create_task_group() as group:
+                    for job in jobs:
+                        if job.request.directory:
+                            group.start_soon(self._unfold_early, job)
+                await self._preflight.look(self._unprepared)
+            fresh = self._unprepared
             accepted = [j for j in self._jobs.values() if j.prepared and not j.ended]
-            refused = await self._preflight.without_room(jobs, accepted)
-            refused |= self._siblings(refused, jobs)
-            for job in jobs:
+            short = await self._preflight.without_room(fresh, accepted, self._wanted.group)
+            for job in fresh:
                 job.prepared = True
-                if job.request.name in refused and not job.ended:
-                    reason = refused[job.request.name]
-                    self._fail(
-                        job,
-                        DiskFullError(
-                            f"Cannot fetch {job.request.name}: {reason}",
-                            hint="free space, or use a larger volume; then retry it",
-                        ),
-                    )
+            for name, reason in short.items():
+                self._refuse(name, reason, [j for j in fresh if self._wanted.group(j) == name])
         finally:
             self._preparing = False
             self._touch()
 
-    def _siblings(self, refused: Mapping[str, str], jobs: Sequence[Job]) -> dict[str, str]:
-        """The other files of a folder of which some do not fit: half of it is of no use."""
-        short = {self._unfolded[name] for name in refused if name in self._unfolded}
-        names = (job.request.name for job in jobs if not job.ended)
-        return {
-            name: f"the whole of {self._unfolded[name]} does not fit"
-            for name in names
-            if self._unfolded.get(name) in short and name not in refused
-        }
+    @property
+    def _unprepared(self) -> list[Job]:
+        return [j for j in self._jobs.values() if not j.prepared and not j.ended]
+
+    def _refuse(self, group: str, reason: str, jobs: Sequence[Job]) -> None:
+        """Fail all files of a group: a part of it would be of no use."""
+        what = "" if group == jobs[0].request.name else f"the whole of {group} "
+        for job in jobs:
+            error = f"Cannot fetch {job.request.name}: {what}{reason}"
+            self._end(job, DownloadState.FAILED, error=error, hint=ROOM_HINT)
+        self.outcomes.refused(group, reason, source=jobs[0].request.source)
+        note = f"{group} skipped: {reason}"
+        if note not in self._state.snapshot.notes:
+            self._state.update(notes=(*self._state.snapshot.notes, note))
 
     async def _work(self, job: Job, scope: anyio.CancelScope) -> None:
         """Carry one job out; never raises but for cancellation."""
@@ -339,16 +308,20 @@ class ModelManager:
         def progress(step: Progress) -> None:
             self._on_progress(job, step, seen)
 
-        ahead = ResolvedAhead(resolver, self._take_resolved(job))
+        ahead = ResolvedAhead(resolver, job.take_resolved(anyio.current_time()))
         self._finish(job, await self._downloader.fetch(request, ahead, progress))
+
+    async def _unfold_early(self, job: Job) -> None:
+        with suppress(TransferError):  # the transfer meets it again and reports it
+            await self._unfold(job)
 
     async def _unfold(self, job: Job) -> None:
         """Replace a folder, or a file without a name, by the files it stands for."""
         children = await self._preflight.expand(job.request)
-        self._jobs.pop(job.request.name, None)
-        job.state = DownloadState.SKIPPED
+        if self._jobs.get(job.request.name) is not job:
+            return  # no longer wanted
+        self._wanted.remove_folder(job, children)
         for child in children:
-            self._unfolded[child.name] = job.request.name
             self._insert(child, urgent=job.urgent)
         self._demand()
 
@@ -360,11 +333,6 @@ class ModelManager:
                 f"Cannot fetch {request.name}: there is no source called {request.source}"
             ) from None
 
-    def _take_resolved(self, job: Job) -> Resolved | None:
-        resolved, job.resolved = job.resolved, None
-        fresh = anyio.current_time() - job.resolved_s < _RESOLVED_FRESH_S
-        return resolved if fresh else None
-
     # -- outcomes -----------------------------------------------------------------------
 
     def _on_progress(self, job: Job, step: Progress, seen: list[int]) -> None:
@@ -375,15 +343,7 @@ class ModelManager:
             gained = max(step.bytes_done - seen[0], 0)
             self._reporter.meter.add(gained, anyio.current_time())
         seen[0] = step.bytes_done
-        if step.bytes_done > job.bytes_done:
-            job.attempt = 0
-        if step.state in (DownloadState.ACTIVE, DownloadState.VERIFYING):
-            job.state = step.state
-        job.bytes_done = step.bytes_done
-        if step.bytes_total is not None:
-            job.bytes_total = step.bytes_total
-        job.rate_bytes_per_s = step.rate_bytes_per_s
-        job.error = step.message
+        job.advance(step)
         self._reporter.touch()
 
     def _finish(self, job: Job, result: TransferResult) -> None:
@@ -417,8 +377,7 @@ class ModelManager:
     def _end(
         self, job: Job, state: DownloadState, *, error: str | None = None, hint: str | None = None
     ) -> None:
-        job.state, job.error, job.hint = state, error, hint
-        job.rate_bytes_per_s = 0.0
+        job.end(state, error=error, hint=hint)
         self._touch()
 
     def _touch(self) -> None:

@@ -1,4 +1,4 @@
-"""Says how downloads end: log lines, events, and the counters behind the metrics."""
+"""Says how downloads end: log lines and events, from which the metrics are counted."""
 
 from __future__ import annotations
 
@@ -14,17 +14,14 @@ log = logging.getLogger("supervisor.models")
 
 
 class Outcomes:
-    """Counters since the start; ``failures`` by source and reason."""
+    """Writes to the log and to the bus."""
 
     def __init__(self, bus: EventBus) -> None:
         self._bus = bus
-        self.fetched_bytes: dict[str, int] = {}
-        self.failures: dict[tuple[str, str], int] = {}
 
     def done(self, request: DownloadRequest, result: TransferResult, *, took_s: float) -> None:
         """A file is in place."""
         source, fetched = request.source, result.bytes_fetched
-        self.fetched_bytes[source] = self.fetched_bytes.get(source, 0) + fetched
         size = human_bytes(result.size_bytes)
         if fetched:
             rate = human_bytes(fetched / max(took_s, 0.001))
@@ -60,8 +57,6 @@ class Outcomes:
     def failed(self, request: DownloadRequest, exc: TransferError) -> None:
         """A file is given up."""
         reason = type(exc).__name__.removesuffix("Error")
-        key = (request.source, reason)
-        self.failures[key] = self.failures.get(key, 0) + 1
         log.error("%s%s", exc.message, f" (hint: {exc.hint})" if exc.hint else "")
         self._bus.publish(
             "download.failed",
@@ -71,6 +66,18 @@ class Outcomes:
             source=request.source,
             reason=reason,
             hint=exc.hint,
+        )
+
+    def refused(self, group: str, reason: str, *, source: str) -> None:
+        """The disk cannot take some files that are of use only together."""
+        log.error("%s is not fetched: %s", group, reason)
+        self._bus.publish(
+            "download.failed",
+            f"{group} is not fetched: {reason}",
+            severity=Severity.ERROR,
+            subject=group,
+            source=source,
+            reason="DiskFull",
         )
 
     def cancelled(self, request: DownloadRequest) -> None:

@@ -8,12 +8,12 @@ import shutil
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import anyio
 import anyio.to_thread
 
-from supervisor.core.status import DownloadState
 from supervisor.download.partial import reserved_bytes
 from supervisor.download.request import DownloadRequest, Resolved, Resolver
 from supervisor.errors import DiskFullError, PermanentTransferError, SupervisorError, TransferError
@@ -22,8 +22,7 @@ from supervisor.models.queue import Job
 from supervisor.models.room import Need, without_room
 
 _AT_ONCE = 8
-# Files whose size is known need not wait longer than this for the others.
-_DEADLINE_S = 20.0
+ROOM_HINT = "free space, or use a larger volume; then `supervisor reload` tries it again"
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,23 +102,28 @@ class Preflight:
         return [checked for index in sorted(answers) for checked in answers[index]]
 
     async def look(self, jobs: Sequence[Job]) -> None:
-        """Ask for sizes nobody knows, under a deadline. Trouble is left to the transfer."""
+        """Ask for sizes nobody knows. Trouble is left to the transfer."""
         unknown = [
             j for j in jobs if j.size_bytes is None and not j.request.directory and not j.ended
         ]
-        with anyio.move_on_after(_DEADLINE_S):
-            async with anyio.create_task_group() as group:
-                for job in unknown:
-                    group.start_soon(self._size_up, job)
+        async with anyio.create_task_group() as group:
+            for job in unknown:
+                group.start_soon(self._size_up, job)
 
-    async def without_room(self, jobs: Sequence[Job], accepted: Sequence[Job]) -> dict[str, str]:
-        """Return the names among ``jobs`` that the disk cannot take, with the numbers.
+    async def without_room(
+        self, jobs: Sequence[Job], accepted: Sequence[Job], group: Callable[[Job], str]
+    ) -> dict[str, str]:
+        """Return the groups among ``jobs`` that the disk cannot take, with the numbers.
 
-        What the ``accepted`` ones still have to write is taken as spoken for.
+        ``group`` names what is of use only as a whole. Required groups come first, then
+        small ones. What the ``accepted`` jobs still have to write is taken as spoken for.
         """
-        return await anyio.to_thread.run_sync(self._without_room, list(jobs), list(accepted))
+        judge = partial(self._without_room, list(jobs), list(accepted), group)
+        return await anyio.to_thread.run_sync(judge)
 
-    def _without_room(self, jobs: list[Job], accepted: list[Job]) -> dict[str, str]:
+    def _without_room(
+        self, jobs: list[Job], accepted: list[Job], group: Callable[[Job], str]
+    ) -> dict[str, str]:
         by_device: defaultdict[int, list[Job]] = defaultdict(list)
         for job in jobs:
             by_device[self._disk(job).stat().st_dev].append(job)
@@ -129,7 +133,7 @@ class Preflight:
             spoken_for = sum(
                 _to_write(j) for j in accepted if self._disk(j).stat().st_dev == device
             )
-            needs = [_need(j) for j in sorted(members, key=lambda j: j.order)]
+            needs = _needs(members, group)
             refused |= without_room(needs, free_bytes=max(self._free(where) - spoken_for, 0))
         return refused
 
@@ -186,15 +190,26 @@ def os_error(request: DownloadRequest, exc: OSError) -> TransferError:
     """Translate a local error into what a person has to do."""
     message = f"Cannot write {request.destination}: {exc.strerror or exc}"
     if exc.errno in (errno.ENOSPC, errno.EDQUOT):
-        return DiskFullError(message, hint="free space, or use a larger volume; then retry it")
+        return DiskFullError(message, hint=ROOM_HINT)
     return PermanentTransferError(message, hint="check that the models folder is writable")
 
 
-def _need(job: Job) -> Need:
-    size = job.size_bytes
-    if size is None or job.state is not DownloadState.QUEUED:
-        return Need(job.request.name, None)
-    return Need(job.request.name, _to_write(job))
+def _needs(jobs: Iterable[Job], group: Callable[[Job], str]) -> list[Need]:
+    """What each group still takes, in the order in which room is given away."""
+    groups: defaultdict[str, list[Job]] = defaultdict(list)
+    for job in jobs:
+        groups[group(job)].append(job)
+
+    def order(members: list[Job]) -> tuple[bool, bool, int, int]:
+        return (
+            not any(j.urgent for j in members),
+            not any(j.request.required for j in members),
+            sum(j.order[2] for j in members),
+            min(j.seq for j in members),
+        )
+
+    in_order = sorted(groups.items(), key=lambda item: order(item[1]))
+    return [Need(name, sum(_to_write(j) for j in members)) for name, members in in_order]
 
 
 def _to_write(job: Job) -> int:

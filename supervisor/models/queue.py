@@ -9,10 +9,13 @@ from dataclasses import dataclass, field
 import anyio
 
 from supervisor.core.status import DownloadFileStatus, DownloadsStatus, DownloadState
-from supervisor.download.request import DownloadRequest, Resolved
+from supervisor.download.request import DownloadRequest, Progress, Resolved
 
 # A size nobody knows is taken for a large file, behind everything known to be small.
 ASSUMED_SIZE_BYTES = 4 * 1024**3
+
+# An address found while preparing is still good for the engine's first connection.
+_RESOLVED_FRESH_S = 60.0
 
 _ENDED = frozenset({DownloadState.DONE, DownloadState.FAILED, DownloadState.SKIPPED})
 
@@ -65,6 +68,36 @@ class Job:
             ASSUMED_SIZE_BYTES if size is None else size,
             self.seq,
         )
+
+    def requeue(self, *, urgent: bool) -> None:
+        """Begin anew after an end; size and room are asked for again."""
+        self.state, self.urgent, self.prepared = DownloadState.QUEUED, urgent, False
+        self.error = self.hint = self.resolved = None
+        self.attempt, self.not_before_s = 0, 0.0
+
+    def end(
+        self, state: DownloadState, *, error: str | None = None, hint: str | None = None
+    ) -> None:
+        """Nothing more happens by itself."""
+        self.state, self.error, self.hint = state, error, hint
+        self.rate_bytes_per_s = 0.0
+
+    def advance(self, step: Progress) -> None:
+        """Take over what the engine reports."""
+        if step.bytes_done > self.bytes_done:
+            self.attempt = 0
+        if step.state in (DownloadState.ACTIVE, DownloadState.VERIFYING):
+            self.state = step.state
+        self.bytes_done = step.bytes_done
+        if step.bytes_total is not None:
+            self.bytes_total = step.bytes_total
+        self.rate_bytes_per_s = step.rate_bytes_per_s
+        self.error = step.message
+
+    def take_resolved(self, now_s: float) -> Resolved | None:
+        """Hand out, once, the address that was found while preparing."""
+        resolved, self.resolved = self.resolved, None
+        return resolved if now_s - self.resolved_s < _RESOLVED_FRESH_S else None
 
     def status(self) -> DownloadFileStatus:
         """Render for the snapshot."""

@@ -95,6 +95,6 @@ async def test_room_reserved_by_a_file_under_way_is_not_counted_twice(tmp_path: 
         moving.bytes_total = 1_000_000
         preflight = Preflight({}, free=lambda _: 6 * GB + 1024**3)
 
-        assert await preflight.without_room([waiting], [moving]) == {}
+        assert await preflight.without_room([waiting], [moving], lambda j: j.request.name) == {}
     finally:
         os.close(descriptor)
