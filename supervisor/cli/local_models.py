@@ -60,13 +60,15 @@ def workflow_items(
     Raises:
         SupervisorError: a file cannot be read, or holds no workflow.
     """
-    directory = make_plan(loaded, read_facts(loaded, environ), environ).models_directory
+    planned = make_plan(loaded, read_facts(loaded, environ), environ).models_directory
+    directory = planned or Path("models")
     section = loaded.settings.models
     references = [reference for path in paths for reference in read_workflow(path)]
-    return workflow_requests(
+    found = workflow_requests(
         references,
         load_catalog(section.catalog),
         section=section,
-        directory=directory or Path("models"),
+        directory=directory,
         known=load_known_models(),
-    ).items
+    )
+    return found.with_files_in(directory).items

@@ -24,7 +24,7 @@ from supervisor.errors import ControlError, ExitCode
 from supervisor.models.operations import StatusCallback, evict, pull, verify
 from supervisor.models.organizer import organize
 from supervisor.models.verifier import Verdict, Verified, discard_damaged
-from supervisor.models.workflow_plan import Item
+from supervisor.models.workflow_plan import Finding, Item
 
 
 def run(args: Namespace, environ: Mapping[str, str]) -> int:
@@ -37,12 +37,13 @@ def pull_items(
     args: Namespace, loaded: LoadedSettings, environ: Mapping[str, str], items: Sequence[Item]
 ) -> int:
     """Fetch what workflows need; 1 when something is unknown or failed."""
+    lost = [i for i in items if i.request is None and i.finding is not Finding.THERE]
     for item in items:
-        if item.request is None:
+        if item.reason:
             print(f"supervisor: {clean(item.key)}: {clean(item.reason)}", file=sys.stderr)
     requests = [item.request for item in items if item.request is not None]
     code = _fetch(args, loaded.settings.models, environ, requests)
-    return code if len(requests) == len(items) else ExitCode.NO
+    return ExitCode.NO if lost else code
 
 
 # -- pull ---------------------------------------------------------------------------------

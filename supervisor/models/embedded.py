@@ -1,14 +1,16 @@
-"""Reads workflow files, and the workflows that ComfyUI hides in its PNG, WEBP and MP4 outputs.
+"""Reads workflow files, and the workflows that ComfyUI hides in its outputs.
 
 Chunks are parsed by hand: no image library in the supervisor, and pixels are never decoded.
 Formats: PNG 1.2 §4.2.3, RIFF/WEBP container, TIFF 6.0 §2, ISO/IEC 14496-12 and QuickTime's
 metadata atoms. Where each saver puts it: ComfyUI nodes.py (PNG text), comfy_extras
 nodes_images.py (WEBP, Exif Make/Model), nodes_video.py (MP4 tags), VideoHelperSuite (comment).
+WEBM, MKV, FLAC and JPEG: see ``embedded_media``.
 """
 
 from __future__ import annotations
 
 import json
+import re
 import struct
 import zlib
 from collections.abc import Iterator
@@ -16,11 +18,14 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from supervisor.errors import SupervisorError
+from supervisor.models.embedded_media import flac_texts, jpeg_exif, matroska_texts
 from supervisor.models.workflow import Reference, references
 
 # The largest workflow seen in the wild is a few MB; anything else is not metadata.
 _MAX_METADATA_BYTES = 64 * 1024 * 1024
 _KEYS = ("workflow", "prompt")
+_A1111 = "parameters"
+_KINDS = "a PNG, JPEG, WEBP, MP4, MOV, WEBM, MKV or FLAC file"
 _PNG = b"\x89PNG\r\n\x1a\n"
 
 
@@ -36,7 +41,7 @@ def read_workflow(path: Path) -> list[Reference]:
     """
     try:
         with path.open("rb") as file:
-            documents = list(_documents(file))
+            documents, parameters = _documents(file)
     except OSError as exc:
         raise WorkflowError(f"Cannot read the workflow {path}: {exc.strerror}") from exc
     except (ValueError, struct.error, zlib.error, RecursionError) as exc:
@@ -51,27 +56,61 @@ def read_workflow(path: Path) -> list[Reference]:
     if problems and len(problems) == len(documents):
         raise WorkflowError(f"Cannot read the workflow {path}: {problems[0]}")
     if not documents:
-        raise WorkflowError(
-            f"Cannot read the workflow {path}: nothing is embedded in it",
-            hint="the picture was saved without metadata; export the workflow as JSON",
-        )
+        raise _nothing(path, parameters)
     return found
 
 
-def _documents(file: BinaryIO) -> Iterator[Any]:
+def _nothing(path: Path, parameters: str | None) -> WorkflowError:
+    if parameters is None:
+        return WorkflowError(
+            f"Cannot read the workflow {path}: nothing is embedded in it",
+            hint="it was saved without metadata; export the workflow as JSON",
+        )
+    models = re.findall(r"(?:^|, )Model: ([^,\n]+)", parameters, re.MULTILINE)
+    names = [*models, *re.findall(r"<lora:([^:>]+)", parameters)]
+    used = f": {', '.join(dict.fromkeys(names))}" if names else ""
+    return WorkflowError(
+        f"Cannot read the workflow {path}: it holds A1111 parameters and no workflow",
+        hint=f"fetch by `supervisor models add` what they name{used}",
+    )
+
+
+def _documents(file: BinaryIO) -> tuple[list[Any], str | None]:
+    """Workflows and prompts, and what A1111 wrote instead of them."""
+    texts = _texts(file)
+    if texts is None:
+        file.seek(0)
+        try:
+            text = _bounded(file, _MAX_METADATA_BYTES).decode("utf-8-sig")
+        except UnicodeDecodeError:
+            raise ValueError(f"it is neither JSON nor {_KINDS}") from None
+        return [json.loads(text)], None
+    documents: list[Any] = []
+    parameters = None
+    for key, text in texts:
+        if key == _A1111:
+            parameters = text
+        documents += _embedded(key, text)
+    return documents, parameters
+
+
+def _texts(file: BinaryIO) -> Iterator[tuple[str, str]] | None:
+    """The tags of a media file; None when it is none."""
     head = file.read(12)
     file.seek(0)
     if head.startswith(_PNG):
-        texts = _png_texts(file)
-    elif head[:4] == b"RIFF" and head[8:12] == b"WEBP":
-        texts = _webp_texts(file)
-    elif head[4:8] in (b"ftyp", b"moov", b"wide", b"free", b"mdat"):
-        texts = _mp4_texts(file)
-    else:
-        yield json.loads(_bounded(file, _MAX_METADATA_BYTES).decode("utf-8-sig"))
-        return
-    for key, text in texts:
-        yield from _embedded(key, text)
+        return _png_texts(file)
+    if head[:4] == b"RIFF" and head[8:12] == b"WEBP":
+        return _webp_texts(file)
+    if head[4:8] in (b"ftyp", b"moov", b"wide", b"free", b"mdat"):
+        return _mp4_texts(file)
+    if head[:4] == b"\x1aE\xdf\xa3":
+        return matroska_texts(file, _MAX_METADATA_BYTES)
+    if head[:4] == b"fLaC":
+        return flac_texts(file)
+    if head[:3] == b"\xff\xd8\xff":
+        return (text for exif in jpeg_exif(file) for text in _exif_texts(exif))
+    return None
 
 
 def _embedded(key: str, text: str) -> Iterator[Any]:
@@ -120,7 +159,7 @@ def _png_texts(file: BinaryIO) -> Iterator[tuple[str, str]]:
 def _png_text(kind: bytes, data: bytes) -> tuple[str, str] | None:
     keyword, _, rest = data.partition(b"\0")
     key = keyword.decode("latin-1").lower()
-    if key not in (*_KEYS, "comment"):
+    if key not in (*_KEYS, _A1111, "comment"):
         return None
     if kind == b"tEXt":
         # Some writers put UTF-8 here although the standard says Latin-1.
@@ -216,6 +255,8 @@ def _boxes(data: bytes) -> Iterator[tuple[str, str]]:
             yield from _boxes(body)
         elif kind == b"meta":
             yield from _meta(body)
+        elif kind == b"\xa9cmt":  # QuickTime: length and language of the text, then it
+            yield "comment", _text(body[4 : 4 + int.from_bytes(body[:2])])
 
 
 def _children(data: bytes) -> Iterator[tuple[bytes, bytes]]:

@@ -84,6 +84,7 @@ def _with_workflows(
         found = workflow_requests(
             references, catalog, section=section, directory=directory, known=known
         )
+        found = found.with_files_in(directory)
         notes += (f"workflow {path.name}: {line}" for line in found.complaints)
         for request in found.requests:
             other = taken.setdefault(request.name, request)

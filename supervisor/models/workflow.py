@@ -7,6 +7,7 @@ Shapes checked against comfyui-workflow-templates-json 0.1.123.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
@@ -16,6 +17,9 @@ from supervisor.models.folders import ALIASES, MODEL_EXTENSIONS
 
 # LiteGraph: NEVER (muted) and ComfyUI's BYPASS.
 _INACTIVE_MODES = frozenset({2, 4})
+_NOTES = frozenset({"Note", "MarkdownNote"})
+# A word of a prompt as comfy/sd1_clip.py reads it, without what weights put around it.
+_EMBEDDING = re.compile(r"(?<![\w-])embedding:([^\s,():\[\]{}<>|\"']*[^\s,():\[\]{}<>|\"'.])")
 
 # Folders by the input's name; by the node's class where the name means several things.
 INPUT_FOLDERS = {
@@ -33,6 +37,10 @@ INPUT_FOLDERS = {
     "upscale_model": "upscale_models",
     "photomaker_model_name": "photomaker",
     "config_name": "configs",
+    "lora": "loras",
+    "vae": "vae",
+    "unet": "diffusion_models",
+    "clip_vision": "clip_vision",
 }
 CLASS_FOLDERS = {
     "UNETLoader": "diffusion_models",
@@ -47,6 +55,7 @@ CLASS_FOLDERS = {
     "DualCLIPLoaderGGUF": "text_encoders",
     "LoraLoader": "loras",
     "LoraLoaderModelOnly": "loras",
+    "Power Lora Loader (rgthree)": "loras",
     "CheckpointLoaderSimple": "checkpoints",
     "CheckpointLoader": "checkpoints",
     "ImageOnlyCheckpointLoader": "checkpoints",
@@ -185,10 +194,10 @@ def _node(
     # An instance repeats the file names of its subgraph; what it says on top counts too.
     folder = None if kind in subgraphs else CLASS_FOLDERS.get(kind)
     for value in _strings(node.get("widgets_values")):
-        name = _file_name(value)
-        if name is not None and PurePosixPath(name).name not in names:
-            names.add(PurePosixPath(name).name)
-            yield Reference(name, folder, node=kind, active=active, in_subgraph=in_subgraph)
+        for name, known in _mentions(value, folder, kind):
+            if PurePosixPath(name).name not in names:
+                names.add(PurePosixPath(name).name)
+                yield Reference(name, known, node=kind, active=active, in_subgraph=in_subgraph)
 
 
 def _from_entry(entry: Mapping[str, Any]) -> Reference | None:
@@ -229,12 +238,11 @@ def _prompt(document: Mapping[str, Any]) -> Iterator[Reference]:
         inputs = node.get("inputs")
         kind = node["class_type"]
         for input_name, value in inputs.items() if isinstance(inputs, dict) else ():
+            folder = CLASS_FOLDERS.get(kind) or folder_of_input(input_name)
             for text in _strings(value):
-                name = _file_name(text)
-                if name is not None:
-                    folder = CLASS_FOLDERS.get(kind) or folder_of_input(input_name)
+                for name, known in _mentions(text, folder, kind):
                     # "57:28" is node 28 of the flattened subgraph 57.
-                    yield Reference(name, folder, node=kind, in_subgraph=":" in str(number))
+                    yield Reference(name, known, node=kind, in_subgraph=":" in str(number))
 
 
 def folder_of_input(name: str) -> str | None:
@@ -257,11 +265,22 @@ def _strings(value: Any) -> Iterator[str]:
     if isinstance(value, str):
         yield value
     elif isinstance(value, dict):
-        for inner in value.values():
+        # Stacks of LoRAs keep the ones that are switched off.
+        for inner in value.values() if value.get("on") is not False else ():
             yield from _strings(inner)
     elif isinstance(value, list):
         for inner in value:
             yield from _strings(inner)
+
+
+def _mentions(text: str, folder: str | None, kind: str) -> Iterator[tuple[str, str | None]]:
+    """(name, folder) of the files that one value names: itself, or embeddings in a prompt."""
+    name = _file_name(text)
+    if name is not None:
+        yield name, folder
+    elif kind not in _NOTES:
+        for found in _EMBEDDING.findall(text):
+            yield found.replace("\\", "/"), "embeddings"
 
 
 def _file_name(value: str) -> str | None:

@@ -10,7 +10,7 @@ from pathlib import Path, PurePosixPath
 from supervisor.config.settings import ModelFile, ModelsSection
 from supervisor.download.request import DownloadRequest
 from supervisor.models.catalog import Catalog
-from supervisor.models.folders import CORE_FOLDERS, safe_relative
+from supervisor.models.folders import ALIASES, CORE_FOLDERS, MODEL_EXTENSIONS, safe_relative
 from supervisor.models.references import display_url
 from supervisor.models.requests import file_request, same_file
 from supervisor.models.selection import catalog_request
@@ -21,6 +21,7 @@ class Finding(StrEnum):
     """What is known about a mentioned file."""
 
     FETCHABLE = "fetchable"
+    THERE = "there"  # nobody says where it comes from, but it is in place
     UNKNOWN = "unknown"  # nobody says where it comes from
     REFUSED = "refused"  # unsafe, contradictory, or outside ComfyUI's folders
 
@@ -56,8 +57,19 @@ class WorkflowModels:
 
     @property
     def complaints(self) -> tuple[str, ...]:
-        """One line for each file that cannot be fetched."""
-        return tuple(f"{i.key}: {i.reason}" for i in self.items if i.request is None)
+        """One line for each file that cannot be fetched, or that several addresses claim."""
+        return tuple(f"{i.key}: {i.reason}" for i in self.items if i.reason)
+
+    def with_files_in(self, directory: Path) -> WorkflowModels:
+        """Find what is in place already though nobody knows its source. Reads the disk."""
+        return WorkflowModels(
+            tuple(
+                replace(item, finding=Finding.THERE, reason="")
+                if item.request is None and _in_place(item.reference, directory)
+                else item
+                for item in self.items
+            )
+        )
 
 
 def workflow_requests(
@@ -79,6 +91,25 @@ def workflow_requests(
         other = items.get(item.key)
         items[item.key] = item if other is None else _reconcile(other, item)
     return WorkflowModels(tuple(items.values()))
+
+
+def _in_place(reference: Reference, directory: Path) -> bool:
+    folders = (reference.directory,) if reference.directory else sorted(CORE_FOLDERS)
+    old = [alias for alias, folder in ALIASES.items() if folder in folders]
+    try:
+        safe_relative(reference.name)
+        paths = [directory / safe_relative(f) / reference.name for f in (*folders, *old)]
+    except ValueError:
+        return False
+    if _bare_embedding(reference):
+        paths = [p.with_name(p.name + suffix) for p in paths for suffix in MODEL_EXTENSIONS]
+    return any(path.is_file() for path in paths)
+
+
+def _bare_embedding(reference: Reference) -> bool:
+    """Prompts name embeddings without the file's extension."""
+    suffix = PurePosixPath(reference.name).suffix.lower()
+    return reference.directory == "embeddings" and suffix not in MODEL_EXTENSIONS
 
 
 def _judge(
@@ -126,6 +157,7 @@ def _by_name(
     directory: Path,
 ) -> Item:
     """Look a bare name up: in the catalog, then among the templates' models."""
+    reference = _with_extension(reference, [*catalog.files, *known])
     base = PurePosixPath(reference.name).name
     keys = _matching(catalog.by_file_name.get(base, ()), reference)
     if len(keys) == 1:
@@ -142,6 +174,16 @@ def _by_name(
         places = sorted({*keys, *(f"{k} from {s}" for k, s in sources)})
         return Item(reference, Finding.UNKNOWN, reason=f"ambiguous: {'; '.join(places)}")
     return Item(reference, Finding.UNKNOWN, reason="no address in the workflow or the catalog")
+
+
+def _with_extension(reference: Reference, keys: Iterable[str]) -> Reference:
+    """Complete the name of an embedding that exactly one known file may be."""
+    if not _bare_embedding(reference):
+        return reference
+    base = PurePosixPath(reference.name).name
+    paths = {PurePosixPath(k) for k in keys if k.startswith("embeddings/")}
+    found = {path.suffix for path in paths if path.stem == base}
+    return replace(reference, name=reference.name + found.pop()) if len(found) == 1 else reference
 
 
 def _matching(keys: Iterable[str], reference: Reference) -> list[str]:
@@ -167,4 +209,4 @@ def _reconcile(first: Item, second: Item) -> Item:
         reason = f"two different files have this name: {first.request.url}, {second.request.url}"
         return Item(first.reference, Finding.REFUSED, reason=reason)
     # Copies in several repositories are common; the hub's hash decides when it is fetched.
-    return first
+    return replace(first, reason=f"is also said to come from {second.request.url}")
