@@ -137,7 +137,8 @@ class EnvironmentReader:
         hint = f"names are {PREFIX}<SECTION>__<KEY>, like SUPERVISOR_HEALTH__PORT"
         if match is not None:
             hint = f"did you mean {PREFIX}{match}?"
-        value = shown((name,), self._environ[name])
+        meant = self._path(match) if match is not None else None
+        value = shown(meant or (name,), self._environ[name])
         self.problems.append(
             ConfigProblem(key=name, value=value, source="environment", reason=reason, hint=hint)
         )

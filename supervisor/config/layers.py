@@ -48,14 +48,21 @@ class Layers:
 
     def origin(self, path: KeyPath) -> str | None:
         """Say where the value at ``path``, or the nearest thing around it, was set."""
-        for length in range(len(path), 0, -1):
-            origin = self.origins.get(path[:length])
-            if origin is not None:
-                return origin if isinstance(origin, str) else origin(path)
+        exact = self.set_at(path)
+        if exact is not None:
+            return exact
         for length in range(len(path), 0, -1):
             for known, origin in self.origins.items():
                 if known[:length] == path[:length]:
                     return origin if isinstance(origin, str) else origin(path)
+        return None
+
+    def set_at(self, path: KeyPath) -> str | None:
+        """Say where the value at ``path`` was set; None for a default."""
+        for length in range(len(path), 0, -1):
+            origin = self.origins.get(path[:length])
+            if origin is not None:
+                return origin if isinstance(origin, str) else origin(path)
         return None
 
     def _table(self, path: KeyPath) -> dict[str, Any] | None:

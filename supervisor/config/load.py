@@ -7,6 +7,7 @@ to ``PORT``.) An empty variable counts as unset.
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
@@ -20,7 +21,12 @@ from supervisor.config.environment import EnvironmentReader
 from supervisor.config.keys import KeyPath, dotted, resolve
 from supervisor.config.layers import Layers, Origin, value_from_text
 from supervisor.config.problems import nearest, problems_of, shown
-from supervisor.config.secrets import is_secret_name, secret_values, secret_variables
+from supervisor.config.secrets import (
+    is_secret_name,
+    secret_arguments,
+    secret_values,
+    secret_variables,
+)
 from supervisor.config.settings import Settings
 from supervisor.config.toml_file import find_file, key_lines, parse_file
 from supervisor.errors import ConfigError, ConfigProblem
@@ -142,7 +148,8 @@ def _bad_override(override: str, path: KeyPath, *, has_value: bool) -> ConfigPro
     return ConfigProblem(key=dotted(path), source="--set", reason="is not a known key", hint=hint)
 
 
-def _secrets_of(value: Any, name: str = "") -> Iterator[str]:
+def _secrets_of(value: Any, name: str = "", *, free: bool = False) -> Iterator[str]:
+    """Find the secrets; ``free`` marks a name that the user chose: only such a name tells."""
     if isinstance(value, SecretStr):
         if value.get_secret_value():
             yield value.get_secret_value()
@@ -151,9 +158,20 @@ def _secrets_of(value: Any, name: str = "") -> Iterator[str]:
             yield from _secrets_of(getattr(value, field_name), field_name)
     elif isinstance(value, Mapping):
         for key, inner in value.items():
-            yield from _secrets_of(inner, key)
+            yield from _secrets_of(inner, key, free=True)
     elif isinstance(value, tuple):
+        if name in ("command", "exec"):
+            yield from secret_arguments(value)
         for inner in value:
             yield from _secrets_of(inner)
-    elif isinstance(value, str) and name and is_secret_name(name):
+    elif isinstance(value, str) and name == "args":
+        yield from secret_arguments(_words(value))
+    elif isinstance(value, str) and value and free and is_secret_name(name):
         yield value
+
+
+def _words(arguments: str) -> list[str]:
+    try:
+        return shlex.split(arguments)
+    except ValueError:
+        return arguments.split()  # a quote is missing: somebody else says so

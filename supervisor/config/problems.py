@@ -60,7 +60,8 @@ def shown(path: Sequence[str | int], value: Any) -> str | None:
     if value is None:
         return None
     key = resolve(path)
-    if (key is not None and key.kind is Kind.SECRET) or is_secret_name(str(path[-1])):
+    free = key is None or key.field is None  # the models' own keys tell it by their type
+    if (key is not None and key.kind is Kind.SECRET) or (free and is_secret_name(str(path[-1]))):
         return "***"
     if isinstance(value, Mapping):
         inner = ", ".join(f"{k} = {shown((*path, k), v)}" for k, v in value.items())
@@ -70,7 +71,9 @@ def shown(path: Sequence[str | int], value: Any) -> str | None:
     elif isinstance(value, bool):
         text = str(value).lower()
     else:
-        text = f'"{value}"' if isinstance(value, str) else str(value)
+        from supervisor.config.redaction import Redactor  # noqa: PLC0415 - see nearest_name
+
+        text = f'"{Redactor().redact(value)}"' if isinstance(value, str) else str(value)
     return text if len(text) <= _LONGEST_VALUE else f"{text[: _LONGEST_VALUE - 1]}…"
 
 
@@ -98,9 +101,9 @@ def _problem(path: KeyPath, details: ErrorDetails, layers: Layers) -> ConfigProb
         hint = nearest(str(given).lower(), choices)
     else:
         reason = _reason(details)
-    if kind == "string_type" and isinstance(given, int | float):
-        hint = f'write it in quotes: "{given}"'
     value = None if kind in ("missing", "value_error") else shown(path, given)
+    if kind == "string_type" and isinstance(given, int | float):
+        hint = f'write it in quotes: "{value}"'
     if kind == "value_error" and not isinstance(given, Mapping):
         value = shown(path, given)
     return ConfigProblem(
@@ -112,12 +115,14 @@ def _unknown_key(path: KeyPath, value: Any, layers: Layers) -> ConfigProblem:
     above = resolve(path[:-1])
     names = above.names() if above else ()
     is_table = isinstance(value, Mapping) and len(path) == 1
-    hint = nearest(str(path[-1]), names)
+    match = nearest_name(str(path[-1]), names)
+    hint = f"did you mean {match}?" if match else None
+    meant = (*path[:-1], match) if match else path  # a misspelled hf_token holds a token
     if hint is None and names:
         hint = f"known here: {', '.join(names)}"
     return ConfigProblem(
         key=dotted(path),
-        value=None if isinstance(value, Mapping) else shown(path, value),
+        value=None if isinstance(value, Mapping) else shown(meant, value),
         source=layers.origin(path),
         reason="is not a known section" if is_table else "is not a known key",
         hint=hint,

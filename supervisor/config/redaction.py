@@ -10,6 +10,7 @@ import re
 from base64 import b64encode
 from collections.abc import Iterable, Iterator
 from json import dumps
+from typing import Any
 from urllib.parse import quote, quote_plus
 
 MASK = "***"
@@ -24,8 +25,8 @@ _SHORTEST_LINE = 16  # of a secret with several lines, like a private key
 
 _CREDENTIALS_IN_URL = re.compile(r"(?<=://)[^\s/@:?#\"']*:[^\s/@\"']+(?=@)")
 _SECRET_PARAMETER = re.compile(
-    r"(?i)(?<=[?&])((?:[a-z0-9_-]*(?:token|api_?key|secret|signature|password)|sig"
-    r"|x-amz-credential)=)[^&\s\"'#]+"
+    r"(?i)(?<=[?&])((?:[a-z0-9_-]*(?:token|secret|signature|passw(?:or)?d|credential)|"
+    r"(?:[a-z0-9_-]*[_-])?(?:api_?|access_?)?key|sig|auth|jwt|policy|verify|hdnts)=)[^&\s\"'#]+"
 )
 
 
@@ -65,6 +66,20 @@ class Redactor:
         if "=" in text and ("?" in text or "&" in text):
             text = _SECRET_PARAMETER.sub(rf"\g<1>{MASK}", text)
         return text
+
+    def redact_values(self, document: Any) -> Any:
+        """Return a JSON document with the secrets taken out of its texts.
+
+        Keys stay, and so do names: programs look for them, and a password may be a word.
+        """
+        if isinstance(document, str):
+            return self.redact(document)
+        if isinstance(document, dict):
+            return {
+                key: value if key == "name" else self.redact_values(value)
+                for key, value in document.items()
+            }
+        return [self.redact_values(v) for v in document] if isinstance(document, list) else document
 
     def _prepare(self) -> None:
         needles: set[str] = set()

@@ -15,6 +15,7 @@ from pydantic_core import PydanticUndefined
 from supervisor.config.aliases import ALIASES, PORT_ALIASES, Alias
 from supervisor.config.keys import KeyPath, dotted, resolve, walk
 from supervisor.config.load import LoadedSettings
+from supervisor.config.redaction import Redactor
 from supervisor.config.secrets import is_secret_name
 from supervisor.config.settings import (
     LiveCheck,
@@ -88,7 +89,7 @@ def effective(loaded: LoadedSettings) -> dict[str, Any]:
     """Return every setting in force, with its source; secrets are ``***``."""
     return {
         "path": str(loaded.path) if loaded.path else None,
-        "settings": _hidden(loaded.settings, ""),
+        "settings": Redactor(loaded.secrets).redact_values(_hidden(loaded.settings, "")),
         "sources": {dotted(path): loaded.layers.origin(path) for path in loaded.layers.origins},
     }
 
@@ -100,13 +101,14 @@ def render_effective(loaded: LoadedSettings, *, everything: bool = False) -> str
         lines = list(_effective_lines(loaded, section, everything=everything))
         if lines:
             blocks.append("\n".join(lines))
-    return "\n\n".join(blocks) or "# all settings have their default"
+    text = "\n\n".join(blocks) or "# all settings have their default"
+    return Redactor(loaded.secrets).redact(text)
 
 
 def _effective_lines(loaded: LoadedSettings, section: str, *, everything: bool) -> Iterator[str]:
     tables: dict[KeyPath, list[str]] = {}
     for path, value in _leaves(getattr(loaded.settings, section), (section,)):
-        origin = loaded.layers.origin(path)
+        origin = loaded.layers.set_at(path)
         if origin is None and not everything:
             continue
         text = to_toml(_hidden(value, str(path[-1])))
@@ -134,18 +136,18 @@ def _leaves(value: Any, path: KeyPath) -> Iterator[tuple[KeyPath, Any]]:
 
 
 def _hidden(value: Any, name: str) -> Any:
-    """Turn values into JSON, secrets into ``***``."""
+    """Turn values into JSON, secrets into ``***``; ``name`` is a key that the user chose."""
     if value is None or isinstance(value, bool | int | float):
         return value
-    if isinstance(value, SecretStr) or (name and is_secret_name(name)):
+    if isinstance(value, SecretStr):
         return "***"
     if isinstance(value, BaseModel):
-        return {n: _hidden(getattr(value, n), n) for n in type(value).model_fields}
+        return {n: _hidden(getattr(value, n), "") for n in type(value).model_fields}
     if isinstance(value, Mapping):
         return {str(k): _hidden(v, str(k)) for k, v in value.items()}
     if isinstance(value, tuple | list):
         return [_hidden(item, "") for item in value]
-    return str(value)
+    return "***" if is_secret_name(name) else str(value)
 
 
 def _heading(title: str, section: type[BaseModel]) -> str:

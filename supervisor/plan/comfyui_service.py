@@ -6,11 +6,11 @@ import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
+from supervisor.config.secrets import is_secret_name
 from supervisor.hardware.facts import ComfyUIFacts, HostFacts
 from supervisor.models.folders import CORE_FOLDERS
 from supervisor.plan.comfyui_args import Arguments, join_arguments
 from supervisor.plan.context import PlanContext, reachable
-from supervisor.plan.env_policy import is_secret_name
 from supervisor.plan.gpu_policy import (
     MODEL_OFFLOAD_FROM_GB,
     Flag,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,16 +9,10 @@ from typing import Any
 
 from pydantic import SecretStr
 
+from supervisor.config.secrets import is_secret_name
 from supervisor.config.settings import Settings, TuningSection
 from supervisor.hardware.facts import HardwareFacts
 
-# Names that hold secrets on the pods of many images. The configuration knows its own
-# (``environment_secrets``); this catches the rest, so that custom nodes never see a key.
-SECRET_NAME = re.compile(
-    r"((^|_)(TOKENS?|SECRETS?|PASSWORDS?|PASSWD|PASS|API_?KEYS?|ACCESS_KEYS?|PRIVATE_KEYS?|"
-    r"SECRET_KEYS?|CREDENTIALS?|AUTH_KEYS?)|PASSWORD)(_|$)",
-    re.IGNORECASE,
-)
 # Settings of the supervisor itself and of its buckets: of no use to a service.
 OWN_PREFIXES = ("SUPERVISOR_", "R2_", "BUCKET_", "FB_", "RUNPOD_SECRET_")
 
@@ -47,12 +40,6 @@ class EnvironmentPlan:
     base: Mapping[str, str]
     reasons: Mapping[str, str]
     notes: tuple[str, ...] = ()
-
-
-def is_secret_name(name: str) -> bool:
-    """Whether a variable of that name must be taken for a secret."""
-    stem = name.removesuffix("_FILE")
-    return SECRET_NAME.search(stem) is not None
 
 
 def plan_environment(
@@ -111,7 +98,7 @@ def _stripped(name: str, secrets: Collection[str]) -> bool:
         name in secrets
         or name.removesuffix("_FILE") in secrets
         or name.startswith(OWN_PREFIXES)
-        or is_secret_name(name)
+        or is_secret_name(name.removesuffix("_FILE"))
     )
 
 

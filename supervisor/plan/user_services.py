@@ -5,11 +5,11 @@ from __future__ import annotations
 import signal
 from collections.abc import Sequence
 
+from supervisor.config.secrets import is_secret_name
 from supervisor.config.settings import LiveCheck, ReadyCheck, ServiceSection
 from supervisor.core.retry import Backoff
 from supervisor.errors import ConfigProblem
 from supervisor.plan.context import PlanContext
-from supervisor.plan.env_policy import is_secret_name
 from supervisor.services.spec import (
     ActiveProbe,
     Dependency,

@@ -371,6 +371,12 @@ def test_plan_and_gpu_and_doctor_without_a_daemon(run: Run, tmp_path: Path) -> N
     assert {"gpu", "services", "downloads", "skipped", "sync", "health", "notes"} <= set(
         json.loads(done.stdout)
     )
+    command = '["x", "https://me:hush-hush@host", "--token", "hush-hush-2"]'
+    options += ["--set", f"services.a.command={command}"]
+    done = run("plan", *options, "--json", JUPYTER_PASSWORD="hush-hush-token")
+    assert json.loads(done.stdout)["services"][-1]["command"][1:] == [
+        "https://***@host", "--token", "***",
+    ]  # fmt: skip
     text = run("plan", *options, JUPYTER_PASSWORD="hush-hush-token").stdout
     assert "comfyui" in text
     assert "hush-hush" not in done.stdout + text

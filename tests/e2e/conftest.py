@@ -18,6 +18,8 @@ SECRETS = {
     "R2_SECRET_ACCESS_KEY": "sentinelr2secret0000000000000005",
     "BUCKET_ACCESS_KEY_ID": "sentinelbucketid0000000000000006",
     "BUCKET_SECRET_ACCESS_KEY": "sentinelbucketsecret000000000007",
+    "NGROK_AUTHTOKEN": "sentinelngrok00000000000000000008",
+    "GITHUB_PAT": "sentinelpat0000000000000000000009",
 }
 """What must never be seen, by the names of the variables that hand it over."""
 

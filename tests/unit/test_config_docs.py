@@ -125,6 +125,20 @@ def test_effective_settings_show_sources_and_no_secret(tmp_path: Path) -> None:
     assert again["comfyui"]["port"] == 8188
 
 
+def test_effective_settings_show_no_address_with_a_secret_and_no_default(tmp_path: Path) -> None:
+    path = tmp_path / "supervisor.toml"
+    path.write_text(
+        '[sync]\nendpoint = "https://me:sec-1@host"\n'
+        '[[models.files]]\nurl = "https://host/a.safetensors?sig=sec-2"\nto = "loras/"\n'
+        '[services.a]\ncommand = ["x", "--api-key", "sec-3-longer"]\nenv_pass = ["HF_TOKEN"]\n'
+    )
+    loaded = load_settings(config=path, environ={})
+    text = render_effective(loaded)
+    assert "sec-" not in text + str(effective(loaded))
+    assert 'env_pass = ["HF_TOKEN"]' in text
+    assert "restart" not in text  # a default, although its table is in the file
+
+
 def test_nothing_set_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("supervisor.config.toml_file.SEARCH_PATHS", ())

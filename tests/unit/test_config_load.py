@@ -257,6 +257,16 @@ def test_secrets_are_never_in_a_problem() -> None:
         """
     found = problems(toml, SUPERVISOR_FOO_TOKEN=secret, SUPERVISOR_JUPYTER__TOKEN_FILE="/nowhere")
     assert len(found) >= 4
+    misspelled = f"""
+        [models]
+        hf_tokn = "{secret}"
+        hf_endpoint = ["https://me:{secret}@host"]
+        [services.a]
+        command = []
+        environment = {{ MY_TOKEN = 31415926 }}
+        """
+    found += problems(misspelled, SUPERVISOR_SYNC__SECRET_ACCES_KEY=secret)
+    assert "31415926" not in "".join(str(problem) for problem in found)
     assert secret not in "".join(str(problem) for problem in found)
     assert "***" in "".join(str(problem) for problem in found)
 

@@ -15,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from supervisor.config.logging import Redactor, setup_logging
+from supervisor.config.secrets import secret_arguments, secret_values
 
 SECRET = "hf_Abc+/9'x\"y&z=Q"  # made up; has what encodings change
 
@@ -66,6 +67,28 @@ def test_unknown_credentials_in_urls_are_masked() -> None:
     signed = "https://h/f?X-Amz-Signature=deadbeef&X-Amz-Date=2026"
     assert redact(signed) == "https://h/f?X-Amz-Signature=***&X-Amz-Date=2026"
     assert redact("a=1 b=2 https://host/path") == "a=1 b=2 https://host/path"
+    for name in ("key", "api_key", "sig", "auth", "jwt", "verify", "X-Amz-Credential", "Policy"):
+        assert redact(f"https://h/f?a=1&{name}=deadbeef") == f"https://h/f?a=1&{name}=***"
+    for name in ("monkey", "design", "author", "Key-Pair-Id", "tokens_used"):
+        assert redact(f"https://h/f?{name}=1") == f"https://h/f?{name}=1"
+
+
+def test_values_of_a_document_are_masked_and_what_programs_look_for_stays() -> None:
+    document = {"comfyui": [{"name": "comfyui", "url": "http://u:p@h", "n": 1, "x": None}]}
+    assert Redactor(["comfyui"]).redact_values(document) == {
+        "comfyui": [{"name": "comfyui", "url": "http://***@h", "n": 1, "x": None}]
+    }
+
+
+def test_secrets_on_a_command_line_are_found() -> None:
+    command = ["server", "--api-key", "one", "--token=two", "--port", "80", "--password", "--x"]
+    assert list(secret_arguments(command)) == ["one", "two"]
+    assert list(secret_arguments(["--token"])) == []
+
+
+def test_switches_and_numbers_are_no_secrets() -> None:
+    environ = {"A_TOKEN": "yes", "TOKEN_LIMIT": "2048", "B_TOKEN": "hunter2", "C_TOKEN_FILE": "/x"}
+    assert list(secret_values(environ)) == ["hunter2"]
 
 
 def test_secrets_learnt_later_are_masked() -> None:

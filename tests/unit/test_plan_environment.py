@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 
+from supervisor.config.secrets import is_secret_name
 from supervisor.config.settings import Settings
 from supervisor.hardware.facts import HardwareFacts, NvencFacts
 from supervisor.plan.env_policy import (
     THREAD_VARIABLES,
     EnvironmentPlan,
     handed_over,
-    is_secret_name,
     plan_environment,
 )
 from tests.unit.plan_machines import CARDS, COMFYUI, POD, machine
@@ -94,7 +94,9 @@ def test_nvenc_is_told_when_it_is_known() -> None:
     [
         "HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "CIVITAI_API_KEY", "RUNPOD_API_KEY", "MY_SECRET",
         "AWS_SECRET_ACCESS_KEY", "AWS_ACCESS_KEY_ID", "AWS_SESSION_TOKEN", "DB_PASSWORD",
-        "OPENAI_APIKEY", "GITHUB_TOKEN", "HF_TOKEN_FILE", "SSH_PRIVATE_KEY", "PGPASSWORD",
+        "OPENAI_APIKEY", "GITHUB_TOKEN", "SSH_PRIVATE_KEY", "PGPASSWORD", "OPENAI_KEY", "DB_PASS",
+        "NGROK_AUTHTOKEN", "TS_AUTHKEY", "GITHUB_PAT", "SLACK_WEBHOOK_URL", "DISCORD_WEBHOOK",
+        "REDIS_AUTH", "SENTRY_DSN", "GOOGLE_CREDS", "ENCRYPTION_KEY", "HF_TOKEN_READ",
     ],
 )  # fmt: skip
 def test_names_of_secrets(name: str) -> None:
@@ -105,7 +107,8 @@ def test_names_of_secrets(name: str) -> None:
     "name",
     [
         "PATH", "TOKENIZERS_PARALLELISM", "PUBLIC_KEY", "KEYBOARD", "COMPASS", "HF_ENDPOINT",
-        "RUNPOD_POD_ID", "PASSENGER_ROOT", "SECRETARY",
+        "RUNPOD_POD_ID", "PASSENGER_ROOT", "SECRETARY", "PWD", "OLDPWD", "SSH_AUTH_SOCK",
+        "SSH_PUBLIC_KEY", "MAX_TOKENS", "GIT_ASKPASS", "PATTERNS", "XAUTHORITY",
     ],
 )  # fmt: skip
 def test_names_that_only_look_like_secrets(name: str) -> None:
@@ -114,8 +117,9 @@ def test_names_that_only_look_like_secrets(name: str) -> None:
 
 def test_names_that_the_configuration_knows_are_removed_too() -> None:
     environ = {"WEIRD": "secret", "HOME": "/root", "R2_BUCKET": "b", "SUPERVISOR_CONFIG": "c"}
+    environ["HF_TOKEN_FILE"] = "/run/secrets/hf"
     plan = plan_environment(Settings(), HardwareFacts(), environ, secrets={"WEIRD"})
-    assert not {"WEIRD", "R2_BUCKET", "SUPERVISOR_CONFIG"} & set(plan.base)
+    assert not {"WEIRD", "R2_BUCKET", "SUPERVISOR_CONFIG", "HF_TOKEN_FILE"} & set(plan.base)
     assert plan.base["HOME"] == "/root"
 
 

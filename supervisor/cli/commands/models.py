@@ -128,7 +128,10 @@ def _add(args: Namespace, environ: Mapping[str, str]) -> int:
     if args.json:
         print_json(answer)
     else:
-        print(f"queued; `supervisor models list` shows it ({clean(args.source)})")
+        from supervisor.config.redaction import Redactor  # noqa: PLC0415 - not for --help
+
+        source = clean(Redactor().redact(args.source))
+        print(f"queued; `supervisor models list` shows it ({source})")
     return ExitCode.DONE
 
 

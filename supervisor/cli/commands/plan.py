@@ -24,8 +24,9 @@ def run(args: Namespace, environ: Mapping[str, str]) -> int:
 
     loaded = load_for(args, environ)
     plan = make_plan(loaded, read_facts(loaded, environ), environ)
+    redactor = Redactor(loaded.secrets)
     if args.json:
-        print_json(plan_to_json(plan))
+        print_json(redactor.redact_values(plan_to_json(plan)))
     else:
-        print(Redactor(loaded.secrets).redact(render_plan(plan)))
+        print(redactor.redact(render_plan(plan)))
     return 0
