@@ -170,7 +170,10 @@ def with_models(plan: Plan, settings: Settings, facts: HardwareFacts) -> Plan:
     return replace(
         plan,
         downloads=models.requests,
-        skipped=(*plan.skipped, *(Skipped(r.name, r.reason) for r in models.refused)),
+        skipped=(
+            *plan.skipped,
+            *(Skipped(r.name, r.reason, required=r.required) for r in models.refused),
+        ),
         notes=(*plan.notes, *models.notes),
     )
 

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-import anyio
 import anyio.to_thread
 
+from supervisor.app.downloads import Downloads, load
 from supervisor.app.facts import probe_nvenc_now
 from supervisor.app.ladder_control import LadderControl
 from supervisor.app.links import access
-from supervisor.plan.model import Plan
 
 if TYPE_CHECKING:
     from supervisor.app.essentials import Essentials
@@ -24,13 +22,13 @@ if TYPE_CHECKING:
 
 
 class Components:
-    """Builds and runs API, downloads and sync; each is None until it runs."""
+    """Builds and runs API, downloads and sync."""
 
     def __init__(self, base: Essentials) -> None:
         from supervisor.api.context import ApiContext  # noqa: PLC0415 - after the launch
 
         self._base = base
-        self.models: ModelManager | None = None
+        self.downloads = base.reloader.downloads = Downloads(base, self._take_models)
         self.syncer: Syncer | None = None
         self.ladder = LadderControl(base)
         self.context = ApiContext(
@@ -51,7 +49,7 @@ class Components:
 
     async def serve(self) -> None:
         """Serve the control socket and the health port."""
-        server = await _load("supervisor.api.server")
+        server = await load("supervisor.api.server")
         settings = self._base.boot.settings
         await server.serve_api(
             self.context,
@@ -60,30 +58,16 @@ class Components:
             port=settings.health.port,
         )
 
-    async def download(self, plan: Plan) -> None:
-        """Fetch the models of the plan, and those that are asked for later."""
-        runtime = await _load("supervisor.models.runtime")
-        await runtime.run_models(
-            plan.downloads,
-            section=self._base.boot.settings.models,
-            environ=self._base.boot.source.environ,
-            state=self._base.state,
-            bus=self._base.bus,
-            directory=plan.models_directory,
-            on_manager=self._take_models,
-        )
-
     def _take_models(self, manager: ModelManager) -> None:
-        self.models = self._base.reloader.models = manager
         self.context.models = manager
 
     def _request_for(self, file: ModelFile) -> DownloadRequest:
         from supervisor.models.requests import file_request  # noqa: PLC0415
 
-        directory = self._base.boot.plan.models_directory
+        directory = self._base.reloader.plan.models_directory
         if directory is None:
             raise ValueError("there is no models folder without ComfyUI; set models.directory")
-        section = self._base.boot.settings.models
+        section = self._base.reloader.boot.settings.models
         return file_request(file, section=section, directory=directory)
 
     def make_syncer(self) -> Syncer | None:
@@ -110,14 +94,14 @@ class Components:
     async def sync(self) -> None:
         """Store finished outputs."""
         if self._base.boot.plan.sync.enabled:
-            await _load("supervisor.sync.syncer")
+            await load("supervisor.sync.syncer")
         syncer = self.make_syncer()
         if syncer is not None:
             await syncer.run()
 
     async def diagnose(self) -> None:
         """Read the logs for known troubles."""
-        diagnosis = await _load("supervisor.app.diagnosis")
+        diagnosis = await load("supervisor.app.diagnosis")
         await diagnosis.diagnose(self._base, seen=self._seen)
 
     def _seen(self, sighting: Sighting) -> None:
@@ -127,12 +111,12 @@ class Components:
 
     async def monitor(self) -> None:
         """Watch what the pod uses."""
-        monitoring = await _load("supervisor.app.monitoring")
+        monitoring = await load("supervisor.app.monitoring")
         await monitoring.monitor(self._base)
 
     async def watch_idle(self) -> None:
         """Stop the pod when nobody uses it."""
-        idling = await _load("supervisor.app.idling")
+        idling = await load("supervisor.app.idling")
         watcher = self.context.idle = idling.make_idle(self._base, lambda: self.syncer)
         await watcher.run()
 
@@ -153,8 +137,3 @@ class Components:
                 **self._base.manager.base_environment,
                 **environment,
             }
-
-
-async def _load(name: str) -> Any:
-    """Import in a thread: hundreds of milliseconds that must not stop the event loop."""
-    return await anyio.to_thread.run_sync(import_module, name)

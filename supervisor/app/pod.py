@@ -14,20 +14,21 @@ import anyio
 import anyio.to_thread
 
 from supervisor import __version__
-from supervisor.app.boot import Boot, with_models
+from supervisor.app.boot import Boot
+from supervisor.app.downloads import MODEL_LIST
 from supervisor.app.essentials import Essentials
 from supervisor.app.gpu_memory import GpuMemory
 from supervisor.app.ladder import Ladder
 from supervisor.app.links import links
 from supervisor.app.nodes import NodeKeeper
+from supervisor.app.notes import notes_of
 from supervisor.app.preparation import prepare_machine
 from supervisor.app.reload import Reloader
 from supervisor.core.events import EventBus, Severity
 from supervisor.core.retry import Backoff
 from supervisor.core.state import StateStore
 from supervisor.core.status import Phase, Snapshot, SyncStatus
-from supervisor.errors import ConfigError, ExitCode, SupervisorError
-from supervisor.plan.model import Plan
+from supervisor.errors import ExitCode, SupervisorError
 from supervisor.services.logs import LogStore
 from supervisor.services.machine import RESTING
 from supervisor.services.manager import ServiceManager
@@ -53,9 +54,6 @@ _LEVELS = {
     Severity.WARNING: logging.WARNING,
     Severity.ERROR: logging.ERROR,
 }
-
-# Until the catalog has been read, readiness must not be claimed.
-_MODELS_UNKNOWN = frozenset({"model list"})
 
 # A part of the supervisor that fails is started again; the pod goes on without it.
 _PART_BACKOFF = Backoff(initial_s=1.0, max_s=60.0)
@@ -148,7 +146,7 @@ class Pod:
                     infra.start_soon(self._mark_ready)
                     if self.boot.settings.idle.enabled:
                         infra.start_soon(self._part, "idle shutdown", self.components.watch_idle)
-                    transfers.start_soon(self._part, "downloads", self._download)
+                    transfers.start_soon(self._part, "downloads", self.components.downloads.run)
                     transfers.start_soon(self._part, "sync", self.components.sync)
                     await self._stop.wait()
                     await self._stop_services()
@@ -189,25 +187,6 @@ class Pod:
         log.info("launched after %.0f ms", took_s * 1000)
         for note in (*self.boot.loaded.warnings, *self.boot.plan.notes):
             log.warning("%s", note)
-
-    async def _download(self) -> None:
-        try:
-            plan = await anyio.to_thread.run_sync(
-                with_models, self.boot.plan, self.boot.settings, self.boot.facts
-            )
-        except ConfigError as error:
-            # Services run; what is wrong with the list of models is said and not guessed.
-            text = "; ".join([error.message, *(str(p) for p in error.problems)])
-            self._complain(text)
-            plan = self.boot.plan
-        from supervisor.models.requests import required_names  # noqa: PLC0415 - after the launch
-
-        self.reloader.planned(plan)
-        required = required_names(plan.downloads, self.boot.settings.models.require)
-        said = self.state.snapshot.notes
-        fresh = (note for note in _notes(plan, self.boot) if note not in said)
-        self.state.update(notes=(*said, *fresh), required_downloads=required)
-        await self.components.download(plan)
 
     async def _mark_ready(self) -> None:
         from supervisor.monitor.history import BootHistory  # noqa: PLC0415 - after the launch
@@ -339,7 +318,8 @@ def _started(snapshot: Snapshot) -> bool:
 def _first_snapshot(boot: Boot) -> Snapshot:
     plan, settings = boot.plan, boot.settings
     models = settings.models
-    expected = bool(models.files or models.bundles or models.workflows or models.civitai)
+    wanted = models.files or models.bundles or models.workflows
+    expected = models.require != "none" and bool(wanted or models.civitai or models.civitai_loras)
     return Snapshot(
         version=__version__,
         config_file=str(boot.loaded.path) if boot.loaded.path else None,
@@ -347,15 +327,9 @@ def _first_snapshot(boot: Boot) -> Snapshot:
         links=links(plan, boot.source.environ),
         gpu=plan.gpu,
         sync=SyncStatus(enabled=plan.sync.enabled, target=plan.sync.target),
-        notes=_notes(plan, boot),
+        notes=notes_of(plan, boot),
         boot=boot.timeline.status,
         host=replace(Snapshot().host, storage_mode=plan.storage.mode),
-        required_downloads=_MODELS_UNKNOWN
-        if expected and models.require != "none"
-        else frozenset(),
+        # Until the catalog has been read, readiness must not be claimed.
+        required_downloads=frozenset({MODEL_LIST}) if expected else frozenset(),
     )
-
-
-def _notes(plan: Plan, boot: Boot) -> tuple[str, ...]:
-    skipped = (f"{item.name} skipped: {item.reason}" for item in plan.skipped)
-    return (*boot.loaded.warnings, *plan.notes, *skipped)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import anyio.to_thread
 
 from supervisor.app.boot import Boot, decide, with_models
+from supervisor.app.notes import notes_of, renewed
 from supervisor.config.settings import Settings
 from supervisor.core.events import EventBus
 from supervisor.core.state import StateStore
@@ -19,7 +20,7 @@ from supervisor.plan.model import Plan
 from supervisor.services.manager import ServiceManager
 
 if TYPE_CHECKING:
-    from supervisor.models.manager import ModelManager
+    from supervisor.app.downloads import Downloads
 
 log = logging.getLogger("supervisor.reload")
 
@@ -39,17 +40,19 @@ class Reloader:
         bus: EventBus,
         applied: Callable[[Boot, Plan], None],
     ) -> None:
-        self._boot = boot
-        self._plan = boot.plan
+        self.boot = boot
+        self.plan = boot.plan
+        self.knows_models = False  # whether ``plan`` holds the downloads, too
         self._manager = manager
         self._state = state
         self._bus = bus
         self._applied = applied
-        self.models: ModelManager | None = None
+        self.downloads: Downloads | None = None
 
     def planned(self, plan: Plan) -> None:
         """Take note of the downloads, which are planned after the launch."""
-        self._plan = plan
+        if not self.knows_models:  # else a reload was faster, and knows better
+            self.plan, self.knows_models = plan, True
 
     async def reload(self, dry_run: bool) -> Mapping[str, Any]:
         """Apply the configuration as it is now; returns what was (or would be) changed.
@@ -58,8 +61,8 @@ class Reloader:
             ControlError: the new configuration is unusable; the old one stays in force.
         """
         try:
-            loaded = await anyio.to_thread.run_sync(self._boot.source.load)
-            boot = replace(self._boot, loaded=loaded)
+            loaded = await anyio.to_thread.run_sync(self.boot.source.load)
+            boot = replace(self.boot, loaded=loaded)
             plan = await anyio.to_thread.run_sync(self._decide, boot)
         except ConfigError as error:
             problems = "; ".join(str(problem) for problem in error.problems)
@@ -70,23 +73,25 @@ class Reloader:
                 code="configuration",
             ) from error
         changes = await self._manager.reconcile(plan.services, dry_run=dry_run)
-        before = {request.name for request in self._plan.downloads}
-        after = {request.name for request in plan.downloads}
-        waiting = _waiting(self._boot.settings, loaded.settings)
+        old, before = self.boot, self.plan
+        downloads = self.downloads.changes(old, boot, plan) if self.downloads else {}
         if not dry_run:
             self._manager.base_environment = plan.base_environment
-            if self.models is not None:
-                self.models.reconcile(plan.downloads)
             for secret in loaded.secrets:
                 boot.redactor.add(secret)
-            self._boot, self._plan = boot, plan
+            self.boot, self.plan, self.knows_models = boot, plan, True
+            shown = self._state.snapshot.notes
+            notes = renewed(shown, notes_of(before, old), notes_of(plan, boot))
+            self._state.update(notes=notes)
+            if self.downloads is not None:
+                self.downloads.apply(old, boot, before, plan)
             self._applied(boot, plan)
             self._bus.publish("pod.reloaded", "The configuration was reloaded")
         return {
             "dry_run": dry_run,
             "services": to_jsonable(changes),
-            "downloads": {"added": sorted(after - before), "removed": sorted(before - after)},
-            "needs_restart": waiting,
+            "downloads": downloads,
+            "needs_restart": _waiting(old.settings, loaded.settings),
         }
 
     def _decide(self, boot: Boot) -> Plan:

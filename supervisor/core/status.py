@@ -326,13 +326,14 @@ class Snapshot:
     notes: tuple[str, ...] = ()
     rescue: tuple[str, ...] = ()  # the configuration errors, in rescue mode
     required_downloads: frozenset[str] = frozenset()  # names that readiness waits for
+    broken_parts: frozenset[str] = frozenset()  # required, and wait for a person
 
     @property
     def missing(self) -> tuple[str, ...]:
         """Names of required services and models that are not in place."""
         services = [s.name for s in self.services.values() if s.required and not s.ready]
         done = {f.name for f in self.downloads.files if f.state is DownloadState.DONE}
-        return (*services, *sorted(self.required_downloads - done))
+        return (*services, *sorted((self.required_downloads - done) | self.broken_parts))
 
     @property
     def ready(self) -> bool:
@@ -352,14 +353,14 @@ class Snapshot:
             for f in self.downloads.files
             if f.name in self.required_downloads and f.state is DownloadState.FAILED
         ]
-        return (*services, *files)
+        return (*services, *files, *sorted(self.broken_parts))
 
     def to_json(self) -> dict[str, Any]:
         """Render ``status --json``."""
         rendered: dict[str, Any] = {
             f.name: to_jsonable(getattr(self, f.name)) for f in fields(self)
         }
-        del rendered["required_downloads"]
+        del rendered["required_downloads"], rendered["broken_parts"]
         for name, service in rendered["services"].items():
             service["since"] = iso_utc(self.services[name].since_s)
         return {"ready": self.phase is Phase.READY, "missing": list(self.missing), **rendered}

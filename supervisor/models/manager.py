@@ -71,7 +71,6 @@ class ModelManager:
         self._settings = settings
         self._state = state
         self._downloader = downloader
-        self._resolvers = resolvers
         self._preflight = Preflight(resolvers, free, store=settings.store)
         self._quick, self._slow = quick, slow
         self._give_up_after = give_up_after
@@ -79,6 +78,7 @@ class ModelManager:
         self._jobs: Mapping[str, Job] = self._wanted.jobs
         self._wake = anyio.Event()
         self._preparing = False
+        self._short: dict[str, str] = {}  # group → the note that there is no room for it
         self.outcomes = Outcomes(bus)
         self._reporter = Reporter(state, self.outcomes, self._jobs)
 
@@ -153,11 +153,16 @@ class ModelManager:
             known.urgent = True
         self._touch()
 
-    def reconcile(self, requests: Iterable[DownloadRequest]) -> None:
+    def reconcile(
+        self, requests: Iterable[DownloadRequest], *, settings: ModelsSection | None = None
+    ) -> None:
         """Want exactly ``requests`` from now on: what is the same goes on undisturbed.
 
         Files that are no longer wanted stop and vanish from status; nothing is deleted.
+        What failed is tried again: a person has changed something, perhaps elsewhere.
+        Of ``settings`` only order, numbers and readiness are taken over.
         """
+        self._settings = settings or self._settings
         dropped, fresh = self._wanted.keep(requests)
         for job in dropped:
             self._end(job, DownloadState.SKIPPED)
@@ -165,6 +170,9 @@ class ModelManager:
                 job.scope.cancel()
         for request in fresh:
             self._insert(request)
+        for job in self._jobs.values():
+            if job.state is DownloadState.FAILED:
+                job.requeue(urgent=job.urgent)
         self._demand()
         self._touch()
 
@@ -258,9 +266,19 @@ class ModelManager:
                 job.prepared = True
             for name, reason in short.items():
                 self._refuse(name, reason, [j for j in fresh if self._wanted.group(j) == name])
+            self._note(fresh, short)
         finally:
             self._preparing = False
             self._touch()
+
+    def _note(self, judged: Iterable[Job], short: Mapping[str, str]) -> None:
+        """Show what is left out as the plan does; what was left out before may fit now."""
+        again = {self._wanted.group(job) for job in judged}
+        was = frozenset(self._short.values())
+        kept = {group: note for group, note in self._short.items() if group not in again}
+        self._short = kept | {group: f"{group} skipped: {why}" for group, why in short.items()}
+        notes = (note for note in self._state.snapshot.notes if note not in was)
+        self._state.update(notes=(*notes, *self._short.values()))
 
     @property
     def _unprepared(self) -> list[Job]:
@@ -273,9 +291,6 @@ class ModelManager:
             error = f"Cannot fetch {job.request.name}: {what}{reason}"
             self._end(job, DownloadState.FAILED, error=error, hint=ROOM_HINT)
         self.outcomes.refused(group, reason, source=jobs[0].request.source)
-        note = f"{group} skipped: {reason}"
-        if note not in self._state.snapshot.notes:
-            self._state.update(notes=(*self._state.snapshot.notes, note))
 
     async def _work(self, job: Job, scope: anyio.CancelScope) -> None:
         """Carry one job out; never raises but for cancellation."""
@@ -302,7 +317,7 @@ class ModelManager:
             await self._unfold(job)
             return
         request = replace(job.request, urgent=job.urgent)
-        resolver = self._resolver(request)
+        resolver = self._preflight.resolver(request)
         seen = [-1]
 
         def progress(step: Progress) -> None:
@@ -324,14 +339,6 @@ class ModelManager:
         for child in children:
             self._insert(child, urgent=job.urgent)
         self._demand()
-
-    def _resolver(self, request: DownloadRequest) -> Resolver:
-        try:
-            return self._resolvers[request.source]
-        except KeyError:
-            raise PermanentTransferError(
-                f"Cannot fetch {request.name}: there is no source called {request.source}"
-            ) from None
 
     # -- outcomes -----------------------------------------------------------------------
 

@@ -71,7 +71,7 @@ class Preflight:
         """
         if not request.directory:
             return (request,)
-        resolver = self._resolver(request)
+        resolver = self.resolver(request)
         expand = getattr(resolver, "expand", None)
         if expand is not None:
             children: tuple[DownloadRequest, ...] = await expand(request)
@@ -145,7 +145,7 @@ class Preflight:
             try:
                 if await anyio.to_thread.run_sync(job.request.destination.exists):
                     return
-                job.resolved = await self._resolver(job.request).resolve(job.request)
+                job.resolved = await self.resolver(job.request).resolve(job.request)
             except TransferError:
                 return  # the transfer meets it again and reports it
             job.resolved_s = anyio.current_time()
@@ -166,13 +166,18 @@ class Preflight:
         size = await anyio.to_thread.run_sync(_size_of, request.destination)
         in_place = size is not None and request.size_bytes in (None, size)
         try:
-            resolved = await self._resolver(request).resolve(request)
+            resolved = await self.resolver(request).resolve(request)
         except TransferError as exc:
             return Checked(request, in_place=in_place, error=exc)
         in_place = in_place and resolved.size_bytes in (None, size)
         return Checked(request, resolved, in_place)
 
-    def _resolver(self, request: DownloadRequest) -> Resolver:
+    def resolver(self, request: DownloadRequest) -> Resolver:
+        """The source of a request.
+
+        Raises:
+            PermanentTransferError: there is none of that name.
+        """
         try:
             return self._resolvers[request.source]
         except KeyError:

@@ -24,6 +24,7 @@ class Refused:
 
     name: str
     reason: str
+    required: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +77,7 @@ class Selection:
                         group.name,
                         f"needs {human_bytes(needed)} of disk, "
                         f"{human_bytes(max(left, 0))} of {human_bytes(free_bytes)} free are left",
+                        group.required,
                     )
                 )
                 continue
@@ -126,7 +128,7 @@ def select(
             group = _group(catalog, name, bundle, section, directory=directory, vram_mib=vram_mib)
             merge(r for g in (*groups, group) for r in g.requests)
         except ValueError as exc:
-            refused.append(Refused(name, str(exc)))
+            refused.append(Refused(name, str(exc), bundle.required))
             continue
         groups.append(group)
         for key in (r.name for r in group.requests if r.size_bytes is None):

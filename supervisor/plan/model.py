@@ -13,10 +13,14 @@ from supervisor.services.spec import ServiceSpec
 
 @dataclass(frozen=True, slots=True)
 class Skipped:
-    """Something configured that will not be done, and why."""
+    """Something configured that will not be done, and why.
+
+    Without a ``required`` one the pod does not become ready.
+    """
 
     name: str
     reason: str
+    required: bool = False
 
 
 @dataclass(frozen=True, slots=True)

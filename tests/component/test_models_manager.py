@@ -284,7 +284,7 @@ async def test_room_is_judged_with_the_true_sizes_before_the_first_byte(tmp_path
 
     rig = make(tmp_path, free=lambda _: 16 * GB)
     hub = Hub(sizes={"large.1": 2 * GB, "large.2": 7 * GB})
-    rig.manager._resolvers = rig.manager._preflight._resolvers = {"http": hub}
+    rig.manager._preflight._resolvers = {"http": hub}
     folder = replace(rig.request("folder"), directory=True)
     # Nobody knows a size of these yet, and both are of use only together.
     bundle = [replace(rig.request(n), bundle="large") for n in ("large.1", "large.2")]
@@ -396,6 +396,27 @@ async def test_reconcile_touches_only_what_changed(tmp_path: Path) -> None:
         assert rig.engine.started.count("kept") == 1
         assert rig.engine.started.count("changed") == 2
         assert rig.engine.active == 1
+
+
+async def test_reconcile_tries_again_what_failed(tmp_path: Path) -> None:
+    room = [2 * GB]
+    rig = make(tmp_path, free=lambda _: room[0])
+    rig.engine.errors["gated"] = [AuthRequiredError("Cannot fetch gated: gated")]
+    rig.engine.held = {"held"}
+    requests = [rig.request("gated", 5), rig.request("large", 4 * GB), rig.request("held", 5)]
+    async with rig.running(*requests):
+        await rig.until("gated", DownloadState.FAILED)
+        await rig.until("large", DownloadState.FAILED)
+        await rig.until("held", DownloadState.ACTIVE)
+        assert "large skipped: needs 4 GB" in "".join(rig.state.snapshot.notes)
+        room[0] = 9 * GB
+        settings = ModelsSection(require="all")
+        rig.manager.reconcile(requests, settings=settings)
+        await rig.until("gated", DownloadState.DONE)
+        await rig.until("large", DownloadState.DONE)
+        assert rig.state.snapshot.notes == ()
+        assert rig.state.snapshot.required_downloads == {"gated", "large", "held"}
+        assert rig.engine.started.count("held") == 1
 
 
 async def test_a_folder_becomes_its_files(tmp_path: Path) -> None:

@@ -100,7 +100,18 @@ def test_a_workflow_of_the_templates_arrives_and_a_gated_model_is_told(
         for place, (_, data) in wanted.items():
             assert (models / place).exists() == (place != gated)
             assert place == gated or (models / place).read_bytes() == data
+
+        edit(world, "models", require="required")  # and a workflow's models are not
+        assert f"downloads retried: {gated}" in pod.cli("reload").stdout
+        pod.wait(lambda s: s["ready"] and of(s, gated)["state"] == "failed", "ready without it")
+        assert pod.ping() == 200
+
+        edit(world, "models", hf_token=HF_TOKEN)
+        assert "downloads settings: hf_token" in pod.cli("reload").stdout
+        pod.wait(lambda s: s["downloads"]["done"] == len(wanted), "the token opens it")
+        assert (models / gated).read_bytes() == wanted[gated][1]
         assert not [s for s in hub.seen if s.server == "cdn" and s.authorization]
+        assert HF_TOKEN not in pod.text() + pod.get("/v1/status", token=True)[1]
         assert pod.stop() == 0
 
 

@@ -237,6 +237,8 @@ def test_required_goes_first(catalog: Catalog, tmp_path: Path) -> None:
     assert [g.name for g in fitted.groups] == ["vace"]
     assert required_names(fitted.requests, "required") == {r.name for r in fitted.requests}
     assert required_names(fitted.requests, "none") == frozenset()
+    nothing = selection.fit(free_bytes=2 * GB, in_place={})
+    assert {r.name: r.required for r in nothing.refused} == {"vace": True, "zimage": False}
 
 
 # -- the user's own -------------------------------------------------------------------------
