@@ -17,10 +17,11 @@ import anyio
 
 from supervisor.core.retry import Backoff
 from supervisor.download.attempts import Sources, Tries, place
+from supervisor.download.files import BusyError
 from supervisor.download.lane import LANES, Lanes
 from supervisor.download.limits import BufferPool, HostGate, RateLimiter
 from supervisor.download.meter import Meter
-from supervisor.download.partial import BusyError, Identity, PartFile
+from supervisor.download.partial import Identity, PartFile
 from supervisor.download.request import (
     DownloadRequest,
     ProgressCallback,

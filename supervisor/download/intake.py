@@ -17,7 +17,6 @@ from supervisor.download.ledger import MIB, Ledger
 from supervisor.download.limits import BLOCK_BYTES, BufferPool, RateLimiter
 from supervisor.download.meter import Meter
 from supervisor.download.partial import PartFile
-from supervisor.download.receive import Receiver
 from supervisor.download.watch import Stretch
 
 CHECKPOINT_BYTES = 2 * MIB
@@ -43,9 +42,8 @@ class Intake:
     ) -> None:
         self.pool = pool
         self.limiter = limiter
-        self.ledger = Ledger(durable=durable, on_room=self._call_unhold)
-        self.receivers: set[Receiver] = set()
-        self.lanes: set[Stretch] = set()
+        self.ledger = Ledger(durable=durable)
+        self.connections: set[Stretch] = set()  # everything that receives now
         self.error: BaseException | None = None
         self._part = part
         self._follower = follower
@@ -53,45 +51,12 @@ class Intake:
         self._meter = meter
         self._loop = asyncio.get_running_loop()
         self._metered = 0
-        self._buffered = 0
         self._jobs: set[asyncio.Future[None]] = set()
-
-    @property
-    def connections(self) -> list[Stretch]:
-        """Everything that receives now."""
-        return [*self.receivers, *self.lanes]
-
-    def join(self, receiver: Receiver) -> None:
-        """A connection begins."""
-        self.receivers.add(receiver)
-        if self.allowance() <= 0:
-            receiver.hold("disk")
-
-    def leave(self, receiver: Receiver) -> None:
-        """A connection has ended."""
-        self.receivers.discard(receiver)
-
-    def allowance(self) -> int:
-        """Bytes that may still arrive before the disk has caught up."""
-        return self.ledger.left()
 
     def block_bytes(self) -> int:
         """How much a lane may gather before it writes: all together ``BUFFERED_BYTES``."""
-        share = BUFFERED_BYTES // max(1, len(self.receivers) + len(self.lanes))
+        share = BUFFERED_BYTES // max(1, len(self.connections))
         return max(SMALLEST_BLOCK_BYTES, min(BLOCK_BYTES, share))
-
-    def received(self, receiver: Receiver, count: int) -> None:
-        """Account for bytes that have just arrived on the event loop."""
-        self.ledger.arrived(count)
-        self._buffered += count
-        self.count()
-        if (delay_s := self.limiter.charge(count)) > 0.001:
-            receiver.throttle(delay_s)
-        if self._buffered >= BUFFERED_BYTES:
-            max(self.receivers, key=lambda other: other.fill).flush()
-        if self.allowance() <= 0:
-            for other in self.receivers:
-                other.hold("disk")
 
     def count(self) -> None:
         """Tell the meter what has arrived since the last time."""
@@ -101,7 +66,6 @@ class Intake:
 
     def submit(self, block: bytearray, offset: int, length: int) -> None:
         """Write a block in a thread; it returns to the pool by itself."""
-        self._buffered -= length
         job = self._submit(lambda: self.write(offset, memoryview(block)[:length]))
         job.add_done_callback(lambda _: self.pool.give(block))
 
@@ -123,12 +87,8 @@ class Intake:
             self._checkpoint(covered)
 
     def tick(self) -> None:
-        """Push what has been lying around: a slow transfer must not lose more than a fast."""
+        """Make safe what is there: a slow transfer must not lose more than a fast one."""
         self.count()
-        now_s = self._loop.time()
-        for receiver in list(self.receivers):
-            if receiver.fill and now_s - receiver.fill_since_s > OLD_BLOCK_S:
-                receiver.flush()
         if covered := self.ledger.begin_sync(1):
             self._submit(lambda: self._checkpoint(covered))
 
@@ -163,12 +123,3 @@ class Intake:
         if self.error is None:
             self.error = error
         self._follower.stop()
-
-    def _call_unhold(self) -> None:
-        if self.receivers:
-            self._loop.call_soon_threadsafe(self._unhold)
-
-    def _unhold(self) -> None:
-        if self.allowance() > 0:
-            for receiver in self.receivers:
-                receiver.unhold("disk")

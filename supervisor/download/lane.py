@@ -231,7 +231,7 @@ class Lanes:
         try:
             wire = await self._wire(origin)
             lane = Lane(span, intake, wire, block)
-            intake.lanes.add(lane)
+            intake.connections.add(lane)
             await self._run(lane, errand)
         except UnluckyError:
             raise
@@ -241,7 +241,8 @@ class Lanes:
         finally:
             self._free += 1
             intake.pool.give(block)
-            intake.lanes.discard(lane)
+            if lane is not None:
+                intake.connections.discard(lane)
             if wire is not None and lane is not None and lane.kept:
                 self._keep(origin, wire)
             elif wire is not None:

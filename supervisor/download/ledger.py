@@ -16,10 +16,10 @@ class Ledger:
     would be the limit anyway. ``fetched`` counts every byte that has arrived.
     """
 
-    def __init__(self, *, durable: bool, on_room: Callable[[], None]) -> None:
-        """``on_room`` is called, from any thread, when a full ledger has room again."""
+    def __init__(self, *, durable: bool) -> None:
+        """``durable``: only what is synced is safe."""
+        self.on_room: Callable[[], None] | None = None  # from any thread, when it was full
         self._durable = durable
-        self._on_room = on_room
         self._changed = threading.Condition()
         self._exposed = 0
         self._unsynced = 0
@@ -76,5 +76,5 @@ class Ledger:
     def _lower(self, count: int) -> None:
         full, self._exposed = self.left() <= 0, self._exposed - count
         self._changed.notify_all()
-        if full and self.left() > 0:
-            self._on_room()
+        if full and self.left() > 0 and self.on_room is not None:
+            self.on_room()

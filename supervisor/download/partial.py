@@ -10,14 +10,9 @@ All methods block; call them from a worker thread.
 
 from __future__ import annotations
 
-import ctypes
-import errno
-import fcntl
-import hashlib
 import os
 import threading
 import time
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -25,21 +20,21 @@ from typing import Any, Self
 from crc32c import crc32c
 
 from supervisor.core.journal import Journal, sync_directory
+from supervisor.download.files import (
+    boot_id,
+    fallocate,
+    is_at,
+    journal_path,
+    open_locked,
+    part_path,
+    write_all,
+)
 from supervisor.download.segments import Intervals
 from supervisor.download.verify import mark_verified
-from supervisor.errors import JournalError
 
 _VERSION = 2  # of the journal; 1 had another checksum
-_BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
-_NO_LOCKS = frozenset({errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL})
-_NO_FALLOCATE = frozenset({errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL})
 _SAMPLE_BYTES = 64 * 1024 * 1024
 _SAMPLE_S = 0.01  # a file system with extents needs well under a millisecond
-_LONGEST_NAME = 200  # of 255; leaves room for the dot and the suffixes
-
-
-class BusyError(Exception):
-    """Another process, or another task, is downloading to the same place."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,36 +55,6 @@ class Block:
     offset: int
     length: int
     crc: int
-
-
-def part_path(destination: Path) -> Path:
-    """Where the bytes for ``destination`` gather: hidden, same folder, no model suffix."""
-    name = destination.name
-    if len(os.fsencode(name)) > _LONGEST_NAME:
-        name = hashlib.sha256(os.fsencode(name)).hexdigest()
-    return destination.with_name(f".{name}.part")
-
-
-def journal_path(destination: Path) -> Path:
-    """The journal of that file."""
-    part = part_path(destination)
-    return part.with_name(part.name + ".journal")
-
-
-def reserved_bytes(destination: Path) -> int:
-    """Bytes of the disk that the partial file of ``destination`` occupies already."""
-    try:
-        return part_path(destination).stat().st_blocks * 512  # stat(2): units of 512 bytes
-    except OSError:
-        return 0
-
-
-def boot_id() -> str:
-    """Identify the running kernel; empty when it cannot be read (then nothing is trusted)."""
-    try:
-        return _BOOT_ID.read_text(encoding="ascii").strip()
-    except OSError:
-        return ""
 
 
 class PartFile:
@@ -119,7 +84,7 @@ class PartFile:
             JournalError: the journal cannot be written.
         """
         destination.parent.mkdir(parents=True, exist_ok=True)
-        fd = _open_locked(part_path(destination))
+        fd = open_locked(part_path(destination))
         part = cls(destination, fd, fsync=fsync, boot=boot_id() if boot is None else boot)
         try:
             part._load()
@@ -164,9 +129,9 @@ class PartFile:
             os.ftruncate(self.fd, size_bytes)
         sample = min(size_bytes, _SAMPLE_BYTES)
         began_s = time.monotonic()
-        reserved = sample > 0 and _fallocate(self.fd, sample)
+        reserved = sample > 0 and fallocate(self.fd, sample)
         quick = time.monotonic() - began_s < _SAMPLE_S
-        if not (reserved and (sample == size_bytes or (quick and _fallocate(self.fd, size_bytes)))):
+        if not (reserved and (sample == size_bytes or (quick and fallocate(self.fd, size_bytes)))):
             os.ftruncate(self.fd, size_bytes)
 
     def write(self, offset: int, data: memoryview | bytes) -> None:
@@ -178,7 +143,7 @@ class PartFile:
         """
         # The kernel lets one writer at a time into a file, and the others spin for it.
         with self._writing:
-            _write_all(self.fd, offset, data)
+            write_all(self.fd, offset, data)
         crc = crc32c(data) if self._journal is not None else 0
         with self._lock:
             if self._journal is not None:
@@ -235,7 +200,7 @@ class PartFile:
             if (
                 self.fd >= 0
                 and not self.written.total
-                and _is_at(self.fd, part_path(self.destination))
+                and is_at(self.fd, part_path(self.destination))
             ):
                 self._drop_journal()
                 part_path(self.destination).unlink(missing_ok=True)
@@ -319,15 +284,6 @@ class PartFile:
         return crc == block.crc
 
 
-def discard_leftovers(destination: Path) -> None:
-    """Remove what a crash between the rename and the clean-up left behind."""
-    with suppress(OSError):
-        if not part_path(destination).exists():
-            path = journal_path(destination)
-            for leftover in (path, path.with_name(path.name + ".new")):
-                leftover.unlink(missing_ok=True)
-
-
 def _replay(records: list[dict[str, Any]]) -> tuple[list[Block], int]:
     blocks: list[Block] = []
     synced = 0
@@ -337,65 +293,3 @@ def _replay(records: list[dict[str, Any]]) -> tuple[list[Block], int]:
         elif "s" in record:
             synced = min(int(record["s"]), len(blocks))
     return blocks, synced
-
-
-def _open_locked(path: Path) -> int:
-    while True:
-        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            os.close(fd)
-            raise BusyError(str(path)) from None
-        except OSError as exc:
-            if exc.errno not in _NO_LOCKS:
-                os.close(fd)
-                raise
-        if _is_at(fd, path):
-            return fd
-        os.close(fd)  # it was published or discarded between the open and the lock
-
-
-def _is_at(fd: int, path: Path) -> bool:
-    with suppress(OSError):
-        named, mine = path.stat(), os.fstat(fd)
-        return (named.st_dev, named.st_ino) == (mine.st_dev, mine.st_ino)
-    return False
-
-
-def _write_all(fd: int, offset: int, data: memoryview | bytes) -> None:
-    view = memoryview(data)
-    while view:
-        count = os.pwrite(fd, view, offset)
-        view, offset = view[count:], offset + count
-
-
-_libc = ctypes.CDLL(None, use_errno=True)
-
-
-def _fallocate(fd: int, size_bytes: int) -> bool:
-    # os.posix_fallocate is not used: where the file system refuses, glibc emulates it by
-    # writing into every block, which on a network volume takes as long as the download.
-    call = getattr(_libc, "fallocate64", None) or getattr(_libc, "fallocate", None)
-    if call is None:
-        return False
-    if call(fd, 0, ctypes.c_int64(0), ctypes.c_int64(size_bytes)) == 0:
-        return True
-    code = ctypes.get_errno()
-    if code in _NO_FALLOCATE:
-        return False
-    raise OSError(code, os.strerror(code))
-
-
-__all__ = [
-    "Block",
-    "BusyError",
-    "Identity",
-    "JournalError",
-    "PartFile",
-    "boot_id",
-    "discard_leftovers",
-    "journal_path",
-    "part_path",
-    "reserved_bytes",
-]

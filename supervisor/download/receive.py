@@ -8,17 +8,14 @@ Only bodies of a known length, neither chunked nor encoded, can be received this
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING
 
 import aiohttp
 
+from supervisor.download.intake import BUFFERED_BYTES, OLD_BLOCK_S, Intake
 from supervisor.download.limits import BLOCK_BYTES
 from supervisor.download.segments import Span
 from supervisor.download.watch import Stretch
 from supervisor.errors import TransientTransferError
-
-if TYPE_CHECKING:
-    from supervisor.download.intake import Intake
 
 
 def can_take_over(response: aiohttp.ClientResponse) -> bool:
@@ -26,14 +23,73 @@ def can_take_over(response: aiohttp.ClientResponse) -> bool:
     return response.content_length is not None and "Transfer-Encoding" not in response.headers
 
 
+class Reception:
+    """The connections of one file that the event loop receives; all of them wait together."""
+
+    def __init__(self, intake: Intake) -> None:
+        self.intake = intake
+        self._receivers: set[Receiver] = set()
+        self._buffered = 0
+        self._loop = asyncio.get_running_loop()
+        intake.ledger.on_room = self._call_unhold
+
+    def join(self, receiver: Receiver) -> None:
+        """A connection begins."""
+        self._receivers.add(receiver)
+        self.intake.connections.add(receiver)
+        if self.intake.ledger.left() <= 0:
+            receiver.hold("disk")
+
+    def leave(self, receiver: Receiver) -> None:
+        """A connection has ended."""
+        self._receivers.discard(receiver)
+        self.intake.connections.discard(receiver)
+
+    def received(self, receiver: Receiver, count: int) -> None:
+        """Account for bytes that have just arrived."""
+        intake = self.intake
+        intake.ledger.arrived(count)
+        self._buffered += count
+        intake.count()
+        if (delay_s := intake.limiter.charge(count)) > 0.001:
+            receiver.throttle(delay_s)
+        if self._buffered >= BUFFERED_BYTES:
+            max(self._receivers, key=lambda other: other.fill).flush()
+        if intake.ledger.left() <= 0:
+            for other in self._receivers:
+                other.hold("disk")
+
+    def submit(self, block: bytearray, offset: int, length: int) -> None:
+        """Bring a block to the disk."""
+        self._buffered -= length
+        self.intake.submit(block, offset, length)
+
+    def tick(self) -> None:
+        """Push what has been lying around: a slow transfer must not lose more than a fast."""
+        now_s = self._loop.time()
+        for receiver in list(self._receivers):
+            if receiver.fill and now_s - receiver.fill_since_s > OLD_BLOCK_S:
+                receiver.flush()
+
+    def _call_unhold(self) -> None:
+        if self._receivers:
+            self._loop.call_soon_threadsafe(self._unhold)
+
+    def _unhold(self) -> None:
+        if self.intake.ledger.left() > 0:
+            for receiver in self._receivers:
+                receiver.unhold("disk")
+
+
 class Receiver(Stretch, asyncio.BufferedProtocol):
     """Receives the body of one answer into ``span``'s place in the file."""
 
-    def __init__(self, span: Span, intake: Intake, where: str) -> None:
+    def __init__(self, span: Span, reception: Reception, where: str) -> None:
         super().__init__(span)
         self.fill = 0
         self.fill_since_s = 0.0
-        self._intake = intake
+        self._reception = reception
+        self._intake = reception.intake
         self._where = where
         self._loop = asyncio.get_running_loop()
         self._done: asyncio.Future[None] = self._loop.create_future()
@@ -55,13 +111,13 @@ class Receiver(Stretch, asyncio.BufferedProtocol):
             TransientTransferError: the connection broke, stalled, or was too slow.
         """
         self._body_end = self.span.position + length
-        self._intake.join(self)
+        self._reception.join(self)
         try:
             if self._start(response):
                 await self._done
         finally:
             self._restore(response)
-            self._intake.leave(self)
+            self._reception.leave(self)
             self._flush_last()
 
     def _start(self, response: aiohttp.ClientResponse) -> bool:
@@ -105,7 +161,7 @@ class Receiver(Stretch, asyncio.BufferedProtocol):
         room = min(BLOCK_BYTES - self.fill, left)
         if self._block is None or room <= 0 or self._done.done():
             return memoryview(self._spill)
-        room = min(room, max(self._intake.allowance(), 4096))
+        room = min(room, max(self._intake.ledger.left(), 4096))
         return self._view[self.fill : self.fill + self._intake.limiter.step(room)]
 
     def buffer_updated(self, nbytes: int) -> None:
@@ -126,7 +182,7 @@ class Receiver(Stretch, asyncio.BufferedProtocol):
             self._done.set_result(None)
         elif self.fill == BLOCK_BYTES:
             self.flush()
-        self._intake.received(self, nbytes)
+        self._reception.received(self, nbytes)
 
     def eof_received(self) -> None:
         """The server closed; ``connection_lost`` follows."""
@@ -174,7 +230,7 @@ class Receiver(Stretch, asyncio.BufferedProtocol):
         if self._block is None or not self.fill:
             return
         block, fill, self._block, self.fill = self._block, self.fill, None, 0
-        self._intake.submit(block, self.span.position - fill, fill)
+        self._reception.submit(block, self.span.position - fill, fill)
         self._new_block()
 
     def _new_block(self) -> None:
@@ -198,7 +254,7 @@ class Receiver(Stretch, asyncio.BufferedProtocol):
         if block is None:
             return
         if fill:
-            self._intake.submit(block, self.span.position - fill, fill)
+            self._reception.submit(block, self.span.position - fill, fill)
         else:
             self._intake.pool.give(block)
 

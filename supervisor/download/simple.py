@@ -21,9 +21,10 @@ from supervisor.download.attempts import (
     place,
     resumable,
 )
+from supervisor.download.files import BusyError
 from supervisor.download.limits import RateLimiter
 from supervisor.download.meter import Meter
-from supervisor.download.partial import BusyError, PartFile
+from supervisor.download.partial import PartFile
 from supervisor.download.request import (
     DownloadRequest,
     ProgressCallback,

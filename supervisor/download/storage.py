@@ -6,7 +6,7 @@ import errno
 import shutil
 from pathlib import Path
 
-from supervisor.download.partial import discard_leftovers
+from supervisor.download.files import discard_leftovers
 from supervisor.download.verify import check_file, sha256_of, verified_sha256
 from supervisor.errors import (
     DiskFullError,

@@ -17,13 +17,14 @@ from supervisor.download.attempts import (
     identify,
     resumable,
 )
+from supervisor.download.files import reserved_bytes
 from supervisor.download.follow import Follower
 from supervisor.download.growth import Growth
 from supervisor.download.intake import Intake
 from supervisor.download.lane import Errand
 from supervisor.download.meter import Meter
-from supervisor.download.partial import PartFile, reserved_bytes
-from supervisor.download.receive import Receiver, can_take_over
+from supervisor.download.partial import PartFile
+from supervisor.download.receive import Receiver, Reception, can_take_over
 from supervisor.download.request import DownloadRequest, Resolved
 from supervisor.download.resources import Resources
 from supervisor.download.segments import (
@@ -138,12 +139,13 @@ class Transfer:
         await in_thread(self._resources.threads, self._reserve)
         self._meter.begin(done=self._part.written.total, total=self._size)
         intake = self._resources.intake(self._part, self._follower, self._meter, self._size)
+        reception = Reception(intake)
         self._growth.at_s, self._growth.fetched = anyio.current_time(), self._meter.fetched
         try:
             async with anyio.create_task_group() as group:
                 group.start_soon(self._follow, group)
-                group.start_soon(self._watch, intake, group)
-                group.start_soon(self._work, intake, group, (stack, reply, span))
+                group.start_soon(self._watch, reception, group)
+                group.start_soon(self._work, reception, group, (stack, reply, span))
         finally:
             with anyio.CancelScope(shield=True):
                 await stack.aclose()
@@ -219,7 +221,7 @@ class Transfer:
 
     async def _work(
         self,
-        intake: Intake,
+        reception: Reception,
         group: TaskGroup,
         first: tuple[AsyncExitStack, Reply, Span] | None = None,
     ) -> None:
@@ -227,21 +229,21 @@ class Transfer:
         try:
             if first is not None:
                 stack, reply, span = first
-                await self._guard(group, self._receive(intake, stack, reply, span))
+                await self._guard(group, self._receive(reception, stack, reply, span))
             while self._workers <= self._growth.target and self._error is None:
                 new = self._segments.take(self._growth.target) or self._segments.steal()
                 if new is None:
                     return
-                await self._guard(group, self._fetch(intake, new))
+                await self._guard(group, self._fetch(reception, new))
         finally:
             self._workers -= 1
             if self._segments.finished:
                 self._fetched_all.set()
 
-    async def _fetch(self, intake: Intake, span: Span) -> None:
+    async def _fetch(self, reception: Reception, span: Span) -> None:
         if self._resources.lanes.usable(self._link):
             try:
-                await self._fetch_in_lane(intake, span)
+                await self._fetch_in_lane(reception, span)
             except DeclinedError:
                 pass  # nothing came; aiohttp finds out why
             except BaseException:
@@ -257,9 +259,9 @@ class Transfer:
             except BaseException:
                 self._segments.release(span)
                 raise
-            await self._receive(intake, stack, reply, span)
+            await self._receive(reception, stack, reply, span)
 
-    async def _fetch_in_lane(self, intake: Intake, span: Span) -> None:
+    async def _fetch_in_lane(self, reception: Reception, span: Span) -> None:
         known, link = self._part.identity, self._link
         errand = Errand(
             link,
@@ -271,13 +273,13 @@ class Transfer:
             if_range=self._if_range(),
         )
         async with self._slot():
-            await self._resources.lanes.fetch(errand, span, intake)
+            await self._resources.lanes.fetch(errand, span, reception.intake)
 
     async def _receive(
-        self, intake: Intake, stack: AsyncExitStack, reply: Reply, span: Span
+        self, reception: Reception, stack: AsyncExitStack, reply: Reply, span: Span
     ) -> None:
         try:
-            receiver = Receiver(span, intake, show_url(reply.link.url))
+            receiver = Receiver(span, reception, show_url(reply.link.url))
             await receiver.run(reply.response, reply.length or 0)
         finally:
             self._segments.release(span)
@@ -341,33 +343,34 @@ class Transfer:
         if self._error is not None:
             raise self._error
 
-    async def _watch(self, intake: Intake, group: TaskGroup) -> None:
-        last_s = anyio.current_time()
+    async def _watch(self, reception: Reception, group: TaskGroup) -> None:
+        intake, last_s = reception.intake, anyio.current_time()
         while not self._segments.finished:
-            self._grow(intake, group)
+            self._grow(reception, group)
             with anyio.move_on_after(TICK_S):
                 await self._fetched_all.wait()
             now_s = anyio.current_time()
             judge(
-                intake.connections,
+                list(intake.connections),
                 elapsed_s=now_s - last_s,
                 stall_timeout_s=self._resources.stall_timeout_s,
             )
             last_s = now_s
+            reception.tick()
             intake.tick()
             if intake.error is not None:
                 group.cancel_scope.cancel()
         # Idle workers have ended by themselves; the last writes end in ``drain``.
         self._fetched_all.set()
 
-    def _grow(self, intake: Intake, group: TaskGroup) -> None:
+    def _grow(self, reception: Reception, group: TaskGroup) -> None:
         growth, segments = self._growth, self._segments
-        saturated = len(intake.connections) >= growth.target
+        saturated = len(reception.intake.connections) >= growth.target
         growth.step(anyio.current_time(), self._meter.fetched, saturated=saturated)
         useful = min(growth.target, 1 + segments.left // (2 * MIB))
         if segments.pending or len(segments.active) < useful:
             for _ in range(useful - self._workers):
-                group.start_soon(self._work, intake, group)
+                group.start_soon(self._work, reception, group)
 
     async def _follow(self, group: TaskGroup) -> None:
         try:

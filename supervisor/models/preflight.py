@@ -14,7 +14,7 @@ from pathlib import Path
 import anyio
 import anyio.to_thread
 
-from supervisor.download.partial import reserved_bytes
+from supervisor.download.files import reserved_bytes
 from supervisor.download.request import DownloadRequest, Resolved, Resolver
 from supervisor.errors import DiskFullError, PermanentTransferError, SupervisorError, TransferError
 from supervisor.models.folders import safe_file_name

@@ -12,7 +12,7 @@ from supervisor.config.settings import ModelsSection
 from supervisor.core.events import EventBus
 from supervisor.core.state import StateStore
 from supervisor.core.status import DownloadState
-from supervisor.download.partial import part_path
+from supervisor.download.files import part_path
 from supervisor.download.request import (
     DownloadRequest,
     ProgressCallback,

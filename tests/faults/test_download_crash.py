@@ -16,8 +16,9 @@ from typing import Any
 import pytest
 
 from supervisor.core import journal as journal_module
-from supervisor.download import partial
-from supervisor.download.partial import Identity, PartFile, journal_path, part_path
+from supervisor.download import files, partial
+from supervisor.download.files import journal_path, part_path
+from supervisor.download.partial import Identity, PartFile
 
 SIZE = 256 * 1024
 BLOCK = 16 * 1024
@@ -43,11 +44,6 @@ class Recorder:
         self.operations.append(("write", self.names[fd], offset, bytes(data)))
         return os.pwrite(fd, data, offset)
 
-    def write(self, fd: int, data: bytes) -> int:
-        offset = os.lseek(fd, 0, os.SEEK_CUR)
-        self.operations.append(("write", self.names[fd], offset, bytes(data)))
-        return os.write(fd, data)
-
     def fdatasync(self, fd: int) -> None:
         self.operations.append(("sync", self.names[fd], 0, b""))
 
@@ -55,6 +51,7 @@ class Recorder:
 def _download(folder: Path, monkeypatch: pytest.MonkeyPatch, seed: int) -> list[Operation]:
     """Write a file in random order with checkpoints; return what was done to the disk."""
     recorder, rng = Recorder(), random.Random(seed)
+    monkeypatch.setattr(files, "os", recorder)
     monkeypatch.setattr(partial, "os", recorder)
     monkeypatch.setattr(journal_module, "os", recorder)
     part = PartFile.open(folder / "m.bin", boot="before")
@@ -155,7 +152,7 @@ def test_damage_on_the_disk_is_located(tmp_path: Path) -> None:
 
 def test_only_one_holds_a_destination(tmp_path: Path) -> None:
     part = PartFile.open(tmp_path / "m.bin")
-    with pytest.raises(partial.BusyError):
+    with pytest.raises(files.BusyError):
         PartFile.open(tmp_path / "m.bin")
     part.discard()
     again = PartFile.open(tmp_path / "m.bin")

@@ -276,7 +276,7 @@ async def test_a_disk_that_another_fills_meanwhile_is_waited_for(
     disk: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Not even preallocated, as on network volumes: still no permanent failure."""
-    monkeypatch.setattr("supervisor.download.partial._fallocate", lambda *_: False)
+    monkeypatch.setattr("supervisor.download.partial.fallocate", lambda *_: False)
     async with serve(DATA, lambda _: Fault(bytes_per_s=8e6)) as origin:
         await _interrupt(disk, origin.url, 4 * MIB)
         other = disk / "other"

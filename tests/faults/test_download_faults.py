@@ -16,7 +16,8 @@ import anyio
 import pytest
 
 from supervisor.download.engine import SegmentedDownloader
-from supervisor.download.partial import PartFile, journal_path, part_path
+from supervisor.download.files import journal_path, part_path
+from supervisor.download.partial import PartFile
 from supervisor.errors import PermanentTransferError, TransientTransferError
 from tests.support.bad_origin import Ask, Fault, serve
 from tests.support.downloads import QUICK, Direct, Log, only, random_bytes, wanted
@@ -243,7 +244,7 @@ async def test_a_disk_that_fills_up_pauses_the_download_and_room_resumes_it(
     tiny_disk: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # A file system without preallocation, as network volumes are: room can vanish midway.
-    monkeypatch.setattr("supervisor.download.partial._fallocate", lambda *_: False)
+    monkeypatch.setattr("supervisor.download.partial.fallocate", lambda *_: False)
     monkeypatch.setattr("supervisor.download.storage.RESERVE_BYTES", 0)
     async with serve(DATA, lambda _: Fault(bytes_per_s=2e6)) as origin:
         request = wanted(tiny_disk, origin.url, sha256=origin.sha256)

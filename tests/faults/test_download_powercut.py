@@ -21,7 +21,8 @@ from crc32c import crc32c
 from supervisor.core import journal as journal_module
 from supervisor.core.journal import Journal
 from supervisor.download import partial
-from supervisor.download.partial import Identity, PartFile, journal_path, part_path
+from supervisor.download.files import journal_path, part_path
+from supervisor.download.partial import Identity, PartFile
 
 BLOCK = 16 * 1024
 PAGE = 4096
@@ -254,7 +255,7 @@ def test_a_block_that_the_disk_changed_is_found_and_only_that_is_given_up(
 def test_without_fallocate_the_file_is_sparse(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(partial, "_fallocate", lambda fd, size: False)
+    monkeypatch.setattr(partial, "fallocate", lambda fd, size: False)
     part = PartFile.open(tmp_path / "m.safetensors")
     part.allocate(1 << 30)
     stat = os.fstat(part.fd)

@@ -17,7 +17,7 @@ import anyio
 import pytest
 
 from supervisor.download.engine import SegmentedDownloader
-from supervisor.download.partial import journal_path, part_path
+from supervisor.download.files import journal_path, part_path
 from supervisor.download.request import DownloadRequest, Resolved
 from supervisor.errors import TransientTransferError
 from tests.support.bad_origin import Ask, Fault, Origin, serve
