@@ -72,14 +72,10 @@ def health_application(context: ApiContext, routes: Routes, *, port: PublicPort)
             )
         if request.method not in _SAFE:
             check_same_origin(request)
-        return await handler(request)
-
-    @web.middleware
-    async def tracked(request: web.Request, handler: Handler) -> web.StreamResponse:
         with port.serving(request):
             return await handler(request)
 
-    application = _application([tracked, _errors(context), guarded])
+    application = _application([_errors(context), guarded])
     application.on_response_prepare.append(_harden)
     if pages:
         application.add_routes(pages.table())
@@ -94,8 +90,9 @@ def _application(middlewares: list[Middleware]) -> web.Application:
 
 def _without_token(request: web.Request, guard: Guard) -> web.Response:
     """Put the session into a cookie and the token out of the address."""
-    clean = request.rel_url.without_query_params("token")
-    response = web.Response(status=303, headers={"Location": str(clean)})
+    clean = str(request.rel_url.without_query_params("token")).lstrip("/")
+    # One slash only: what begins with two names another host.
+    response = web.Response(status=303, headers={"Location": f"/{clean}"})
     guard.open_session(request, response)
     return response
 

@@ -6,6 +6,7 @@ import mimetypes
 from importlib.resources import files
 from typing import NoReturn
 
+import anyio
 import anyio.to_thread
 from aiohttp import web
 
@@ -13,6 +14,7 @@ from supervisor.api import help_page
 from supervisor.api.guard import Guard
 
 _ASSETS = ("app.js", "dom.js", "format.js", "logs.js", "panels.js", "style.css", "transfers.js")
+_FORM_PATIENCE_S = 15.0
 _MESSAGE = "<!--MESSAGE-->"
 _WRONG = '<p class="fault" role="alert">That is not the token of this pod.</p>'
 # What the form needs before anybody is known; nothing of it says anything about the pod.
@@ -55,7 +57,11 @@ class Pages:
 
         No check of the origin: whoever can post the token already has it.
         """
-        form = await request.post()
+        try:
+            with anyio.fail_after(_FORM_PATIENCE_S):
+                form = await request.post()
+        except TimeoutError:
+            raise web.HTTPRequestTimeout from None
         given = form.get("token")
         if isinstance(given, str) and await self._guard.accepts(given.strip()):
             return self._enter(request)

@@ -2,7 +2,8 @@
 
 The port may be open to the world. Connections that never ask for anything are free for
 those who make them and cost a descriptor here, and the pod starts its services with
-those; so there is a limit, and at the limit the oldest idle connection is closed.
+those; so there is a limit, and at the limit the oldest connection is closed that does not
+carry a request of somebody with the token. A form that is sent a byte a minute counts as idle.
 """
 
 from __future__ import annotations
@@ -48,7 +49,7 @@ class PublicPort:
 
     @contextmanager
     def serving(self, request: web.Request) -> Iterator[None]:
-        """Keep the request's connection while it is answered."""
+        """Keep the connection of a request that was let in while it is answered."""
         self._busy.add(request.protocol)
         try:
             yield

@@ -235,6 +235,13 @@ class Routes:
         models = self._part(self._context.models, "fetch models")
         make = self._part(self._context.request_for, "fetch models")
         body = await self._body(request, AddModelBody)
+        if not self._owner and any(_is_local(url) for url in (body.url, *body.mirrors)):
+            raise ControlError(
+                "Cannot fetch a file of this machine for the web page",
+                hint="`supervisor models add` in a shell on the pod does",
+                status=403,
+                code="forbidden",
+            )
         try:
             wanted = make(body.file())
         except ValueError as exc:
@@ -325,6 +332,10 @@ def _number(request: web.Request, name: str, default: int) -> int:
     if not text.isdecimal() or len(text) > 9:
         raise ControlError(f"Cannot read {name}={text}: not a number", code="invalid-query")
     return min(int(text), _MOST_RECORDS)
+
+
+def _is_local(url: str | None) -> bool:
+    return url is not None and not url.lower().lstrip().startswith(("http://", "https://"))
 
 
 def _flag(request: web.Request, name: str) -> bool:

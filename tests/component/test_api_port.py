@@ -286,6 +286,64 @@ async def test_connections_at_work_are_not_given_up(
             assert response.status == 200
 
 
+async def test_forms_that_never_end_do_not_close_the_door(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("supervisor.api.port.MOST_CONNECTIONS", 4)
+    head = b"POST /login HTTP/1.1\r\nHost: pod\r\nContent-Length: 100\r\n"
+    head += b"Content-Type: application/x-www-form-urlencoded\r\n\r\nt"
+    async with serving(tmp_path) as server, AsyncExitStack() as stack:
+        for _ in range(12):
+            connection = await anyio.connect_tcp("127.0.0.1", server.port)
+            await stack.enter_async_context(connection)
+            await connection.send(head)
+        assert await status_of(server, "GET", "/ping") == 200
+
+
+async def test_a_form_that_never_ends_is_given_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("supervisor.api.pages._FORM_PATIENCE_S", 0.05)
+    head = b"POST /login HTTP/1.1\r\nHost: pod\r\nContent-Length: 100\r\n"
+    head += b"Content-Type: application/x-www-form-urlencoded\r\n\r\nt"
+    async with (
+        serving(tmp_path) as server,
+        await anyio.connect_tcp("127.0.0.1", server.port) as stream,
+    ):
+        await stream.send(head)
+        with anyio.fail_after(30):
+            assert (await stream.receive()).startswith(b"HTTP/1.1 408 ")
+
+
+@pytest.mark.parametrize("path", ["//evil.example/", "////evil.example/v1/status"])
+async def test_the_way_to_the_session_leads_to_no_other_host(tmp_path: Path, path: str) -> None:
+    raw = f"GET {path}?token={TOKEN} HTTP/1.1\r\nHost: pod\r\nConnection: close\r\n\r\n"
+    async with (
+        serving(tmp_path) as server,
+        await anyio.connect_tcp("127.0.0.1", server.port) as stream,
+    ):
+        await stream.send(raw.encode())
+        with anyio.fail_after(30):
+            answer = await stream.receive()
+        location = answer.partition(b"Location: ")[2].partition(b"\r\n")[0]
+        assert location.startswith(b"/")
+        assert not location.startswith((b"//", b"/\\"))
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"url": "file:///etc/passwd", "to": "loras/x"},
+        {"url": "FILE:///etc/passwd", "to": "loras/x"},
+        {"url": "https://host/x", "mirrors": ["file:///etc/passwd"], "to": "loras/x"},
+    ],
+)
+async def test_the_page_reads_no_file_of_the_machine(tmp_path: Path, body: dict[str, Any]) -> None:
+    async with serving(tmp_path, request_for=str) as server:
+        status, text, _ = await request(server, "POST", "/v1/models", BEARER, json=body)
+        assert (status, "in a shell on the pod" in text) == (403, True)
+
+
 def test_there_is_no_door_without_a_key() -> None:
     with pytest.raises(ValueError, match="needs a token"):
         Guard("", "key")
