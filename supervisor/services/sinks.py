@@ -165,11 +165,18 @@ class FileWriter:
         by_service: dict[str, list[LogLine]] = {}
         for line in lines:
             by_service.setdefault(line.service, []).append(line)
+        failure: OSError | None = None
         for service, own in by_service.items():
-            if (file := self._file(service)) is not None:
-                file.append("".join(f"{_stamp(n.at_s)} {n.stream:<6} {n.text}\n" for n in own))
-            if (extra := self._extra.get(service)) is not None:
-                extra.append("".join(f"{n.text}\n" for n in own if n.stream != "supervisor"))
+            full = "".join(f"{_stamp(n.at_s)} {n.stream:<6} {n.text}\n" for n in own)
+            bare = "".join(f"{n.text}\n" for n in own if n.stream != "supervisor")
+            for file, text in ((self._file(service), full), (self._extra.get(service), bare)):
+                try:
+                    if file is not None:
+                        file.append(text)
+                except OSError as error:  # one file that cannot be written is no other's loss
+                    failure = error
+        if failure is not None:
+            raise failure
 
     def _file(self, service: str) -> RotatedFile | None:
         if self._directory is not None and service not in self._files:
@@ -212,7 +219,10 @@ class RotatedFile:
 
     def _open(self) -> None:
         self._path.parent.mkdir(parents=True, exist_ok=True)
+        # The folder may belong to a service: what it puts there in the file's place must
+        # neither lead elsewhere (a link) nor hold the writer up (a pipe that nobody reads).
         flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
+        flags |= os.O_NOFOLLOW | os.O_NONBLOCK
         self._descriptor = os.open(self._path, flags, 0o640)
         self._size_bytes = os.fstat(self._descriptor).st_size
 

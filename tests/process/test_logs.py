@@ -20,7 +20,7 @@ import pytest
 from supervisor.core.status import ServiceState
 from supervisor.services import procfs
 from supervisor.services.logs import LogLimits, LogStore
-from supervisor.services.sinks import RotatedFile
+from supervisor.services.sinks import FileWriter, LogLine, RotatedFile
 from supervisor.services.spec import RestartPolicy
 from tests.process.pod import DEADLINE_S, python, running, shell
 
@@ -141,6 +141,27 @@ def test_rotation_keeps_so_many(tmp_path: Path) -> None:
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a.log", "a.log.1", "a.log.2"]
     assert all(p.stat().st_size < 150 for p in tmp_path.iterdir())
     assert "line 049" in (tmp_path / "a.log").read_text()
+
+
+def test_what_lies_in_a_files_place_is_not_written_through(tmp_path: Path) -> None:
+    victim = tmp_path / "victim"
+    victim.write_text("whole")
+    (tmp_path / "link.log").symlink_to(victim)
+    os.mkfifo(tmp_path / "pipe.log")  # an open for writing would wait for a reader
+    writer = FileWriter(tmp_path / "own")
+    for name in ("link", "pipe", "good"):
+        writer.also(name, tmp_path / f"{name}.log")
+    lines = [
+        LogLine(name, 0.0, "stdout", "a line", seq)
+        for seq, name in enumerate(("link", "pipe", "good"))
+    ]
+    with pytest.raises(OSError, match=r"link\.log|pipe\.log"):
+        writer.write(lines)
+    writer.close()
+    assert victim.read_text() == "whole"
+    assert (tmp_path / "good.log").read_text() == "a line\n"  # no other's loss
+    own = sorted(path.name for path in (tmp_path / "own").iterdir())
+    assert own == ["good.log", "link.log", "pipe.log"]
 
 
 async def test_console_lines_are_prefixed_or_json(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -97,7 +97,9 @@ def _copy(
     partial_path = destination.with_name(f".{destination.name}.copy")
     try:
         destination.parent.mkdir(parents=True, exist_ok=True)
-        with source.open("rb") as reader, partial_path.open("wb") as writer:
+        # ComfyUI may own this folder: what lies there is removed and never written through.
+        partial_path.unlink(missing_ok=True)
+        with source.open("rb") as reader, partial_path.open("xb") as writer:
             digest = _pump(reader.read, writer.write, total, progress)
             writer.flush()
             os.fsync(writer.fileno())
