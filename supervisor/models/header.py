@@ -1,12 +1,14 @@
 """Reads the headers of model files: names and shapes of tensors, never the tensors.
 
 Formats: https://huggingface.co/docs/safetensors (8 bytes of length, JSON, data) and
-https://github.com/ggml-org/ggml/blob/master/docs/gguf.md (version 2 and 3).
+https://github.com/ggml-org/ggml/blob/master/docs/gguf.md (version 2 and 3). Of a pickle only
+the ends are looked at: PyTorch packs it into a zip file, whose directory is written last.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import os
 import struct
 from collections.abc import Mapping
@@ -21,6 +23,7 @@ from supervisor.models.folders import PICKLE_EXTENSIONS
 _MAX_HEADER_BYTES = 100_000_000
 _MAX_GGUF_STRING_BYTES = 16 * 1024 * 1024
 _MAX_GGUF_ENTRIES = 1_000_000
+_ZIP_END_BYTES = 22 + 65535  # its record, and the longest comment
 
 
 class Format(StrEnum):
@@ -58,7 +61,7 @@ def read_header(path: Path) -> ModelHeader:
         size = os.fstat(file.fileno()).st_size
         suffix = path.suffix.lower()
         if suffix in PICKLE_EXTENSIONS:
-            return ModelHeader(Format.PICKLE, size)
+            return ModelHeader(Format.PICKLE, size, complete=_zip_complete(file, size))
         try:
             if suffix == ".gguf":
                 return _gguf(file, size)
@@ -69,6 +72,14 @@ def read_header(path: Path) -> ModelHeader:
             # A header that ends early is the usual sign of a download under way.
             return ModelHeader(kind, size, complete=False, error=f"unreadable header: {exc}")
     return ModelHeader(Format.OTHER, size)
+
+
+def _zip_complete(file: BinaryIO, size: int) -> bool | None:
+    """Whether a zip file has its end; None for what is no zip file (PyTorch before 1.6)."""
+    if file.read(4) != b"PK\x03\x04":
+        return None
+    file.seek(max(size - _ZIP_END_BYTES, 0))
+    return b"PK\x05\x06" in file.read(_ZIP_END_BYTES)
 
 
 def _safetensors(file: BinaryIO, size: int) -> ModelHeader:
@@ -91,6 +102,14 @@ def _safetensors(file: BinaryIO, size: int) -> ModelHeader:
 _GGUF_NUMBERS = {0: "b", 1: "b", 2: "h", 3: "h", 4: "i", 5: "i", 6: "f", 7: "b", 10: "q", 11: "q",
                  12: "d"}  # fmt: skip
 _GGUF_STRING, _GGUF_ARRAY = 8, 9
+# Elements and bytes of a block, by type: GGML_QUANT_SIZES of ggml-org/llama.cpp's gguf-py.
+_GGML = {
+    0: (1, 4), 1: (1, 2), 2: (32, 18), 3: (32, 20), 6: (32, 22), 7: (32, 24), 8: (32, 34),
+    9: (32, 40), 10: (256, 84), 11: (256, 110), 12: (256, 144), 13: (256, 176), 14: (256, 210),
+    15: (256, 292), 16: (256, 66), 17: (256, 74), 18: (256, 98), 19: (256, 50), 20: (32, 18),
+    21: (256, 110), 22: (256, 82), 23: (256, 136), 24: (1, 1), 25: (1, 2), 26: (1, 4), 27: (1, 8),
+    28: (1, 8), 29: (256, 56), 30: (1, 2), 34: (256, 54), 35: (256, 66), 39: (32, 17),
+}  # fmt: skip
 
 
 def _gguf(file: BinaryIO, size: int) -> ModelHeader:
@@ -107,18 +126,22 @@ def _gguf(file: BinaryIO, size: int) -> ModelHeader:
         if value is not None:
             metadata[key] = value
     shapes: dict[str, tuple[int, ...]] = {}
-    furthest = 0
+    end, known = 0, True
     for _ in range(tensors):
         name = reader.string()
         (dimensions,) = reader.unpack("<I")
         if dimensions > 8:
             raise ValueError("a tensor has too many dimensions")
         shapes[name] = tuple(reader.unpack(f"<{dimensions}Q"))
-        _, offset = reader.unpack("<IQ")
-        furthest = max(furthest, offset)
-    # The last tensor's length depends on its quantisation; its start is a sure lower bound.
+        kind, offset = reader.unpack("<IQ")
+        # Of a quantisation that is not known here, the start is a sure lower bound.
+        elements, length = _GGML.get(kind, (1, 0))
+        known &= length > 0
+        end = max(end, offset + math.prod(shapes[name]) // elements * length)
+    alignment = int(metadata.get("general.alignment", "32")) or 1
+    whole = size >= -(-reader.position // alignment) * alignment + end
     return ModelHeader(
-        Format.GGUF, size, metadata, shapes, complete=None if size > furthest else False
+        Format.GGUF, size, metadata, shapes, complete=(True if known else None) if whole else False
     )
 
 
@@ -128,6 +151,11 @@ class _GgufReader:
     def __init__(self, file: BinaryIO, size: int) -> None:
         self._file, self._left = file, size
         self._block, self._at = b"", 0
+
+    @property
+    def position(self) -> int:
+        """Bytes taken so far."""
+        return self._file.tell() - len(self._block) + self._at
 
     def take(self, count: int) -> bytes:
         while len(self._block) - self._at < count:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import hashlib
 import os
 import secrets
 import shutil
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -71,6 +73,28 @@ def _add(found: set[tuple[int, int]], path: Path) -> None:
     with contextlib.suppress(OSError):
         info = path.stat()
         found.add((info.st_dev, info.st_ino))
+
+
+def has_writer(path: Path) -> bool:
+    """Whether some process of this machine has the file open for writing: F_SETLEASE, fcntl(2).
+
+    False also where nobody can tell: another user's file without CAP_LEASE, some network disks.
+    """
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    except OSError:
+        return False
+    try:
+        # A writer that comes in these microseconds sends a signal: SIGIO would end the
+        # process, SIGURG is ignored by default.
+        fcntl.fcntl(descriptor, fcntl.F_SETSIG, signal.SIGURG)
+        fcntl.fcntl(descriptor, fcntl.F_SETLEASE, fcntl.F_RDLCK)
+        fcntl.fcntl(descriptor, fcntl.F_SETLEASE, fcntl.F_UNLCK)
+    except OSError as exc:
+        return exc.errno == errno.EAGAIN
+    finally:
+        os.close(descriptor)
+    return False
 
 
 def checked_copy(source: Path, target: Path, sha256: str) -> None:

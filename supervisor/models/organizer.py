@@ -28,6 +28,7 @@ from supervisor.core.events import EventBus, Severity
 from supervisor.models.classify import classify
 from supervisor.models.folders import MODEL_EXTENSIONS, PICKLE_EXTENSIONS
 from supervisor.models.header import Format, ModelHeader, read_header
+from supervisor.models.objects import has_writer
 
 log = logging.getLogger("supervisor.models")
 
@@ -54,7 +55,7 @@ class Action(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Placed:
-    """One file. ``pickle``: loading it may run code; it was not opened."""
+    """One file. ``pickle``: loading it may run code; it was not loaded."""
 
     source: Path
     action: Action
@@ -262,8 +263,10 @@ def _place(
         return Placed(path, Action.FAILED, reason=exc.strerror or str(exc))
     pickle = header.format is Format.PICKLE
     steady = settled is None or settled(path, info)
-    if header.complete is False or (header.complete is None and not steady):
-        reason = header.error or "it is still growing"
+    unsure = header.complete is None and not steady
+    # A program may reserve the whole length first: then the size says nothing.
+    if header.complete is False or unsure or has_writer(path):
+        reason = header.error or "it is still being written"
         return Placed(path, Action.INCOMPLETE, reason=reason, pickle=pickle)
     found = classify(header, path.relative_to(downloads).as_posix())
     if found.folder is None:
@@ -313,7 +316,10 @@ def _link(
             raise
         if copy:
             return _copy(source, target)
-        target.symlink_to(source.resolve())
+        try:
+            target.symlink_to(source.resolve())
+        except FileExistsError:
+            return _look(target, info, header) or Action.CONFLICT
         return Action.SYMLINKED
     return Action.LINKED
 
