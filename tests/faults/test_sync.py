@@ -60,7 +60,7 @@ def test_a_kill_at_every_step_of_the_journal_changes_nothing(tmp_path: Path, ste
                   "delete_after_upload": step.split(":")[1] == "done"}  # fmt: skip
         source = tmp_path / "comfyui/output"
         source.mkdir(parents=True)
-        files = {"a.png": png("a"), "big.safetensors": os.urandom(MIB) * 20, "c.png": png("c")}
+        files = {"a.png": png("a"), "big.ply": os.urandom(MIB) * 20, "c.png": png("c")}
         for name, data in files.items():
             (source / name).write_bytes(data)
         victim = _victim(config, step)
@@ -81,10 +81,10 @@ def test_an_upload_of_a_file_that_is_gone_is_aborted(tmp_path: Path) -> None:
         config = {"root": str(tmp_path), **server.settings}
         source = tmp_path / "comfyui/output"
         source.mkdir(parents=True)
-        (source / "big.safetensors").write_bytes(os.urandom(MIB) * 20)
+        (source / "big.ply").write_bytes(os.urandom(MIB) * 20)
         _victim(config, "after:part:1").communicate(timeout=60)
         assert len(server.strict.uploads) == 1
-        (source / "big.safetensors").unlink()
+        (source / "big.ply").unlink()
         config["rescan_interval_s"] = 1
 
         async def run() -> None:
@@ -162,7 +162,7 @@ def test_kills_against_real_servers(real_server: Server, tmp_path: Path) -> None
     source = tmp_path / "comfyui/output"
     source.mkdir(parents=True)
     files = {f"{n}.png": png(str(n)) for n in range(20)}
-    files["big.safetensors"] = os.urandom(MIB) * 18
+    files["big.ply"] = os.urandom(MIB) * 18
     for name, data in files.items():
         (source / name).write_bytes(data)
     for step in ("after:stored:3", "after:uploading:2", "before:stored:5", "after:part:1"):
