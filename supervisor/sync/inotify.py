@@ -14,28 +14,37 @@ from pathlib import Path
 from typing import NamedTuple
 
 IN_CLOSE_WRITE = 0x008
+IN_MOVED_FROM = 0x040
 IN_MOVED_TO = 0x080
 IN_CREATE = 0x100
-IN_DELETE_SELF = 0x400
+IN_DELETE = 0x200
 IN_MOVE_SELF = 0x800
+IN_UNMOUNT = 0x2000
 IN_Q_OVERFLOW = 0x4000
 IN_IGNORED = 0x8000
 IN_ONLYDIR = 0x01000000
 IN_DONT_FOLLOW = 0x02000000
 IN_ISDIR = 0x40000000
 
-_MASK = IN_CLOSE_WRITE | IN_MOVED_TO | IN_CREATE | IN_MOVE_SELF | IN_ONLYDIR | IN_DONT_FOLLOW
+_GONE = IN_DELETE | IN_MOVED_FROM
+_MASK = IN_CLOSE_WRITE | IN_MOVED_TO | IN_CREATE | IN_MOVE_SELF | IN_ONLYDIR | _GONE
 _HEADER = struct.Struct("iIII")
 _READ_BYTES = 64 * 1024
+_READS = 16  # in one go: a flood of events must not hold the event loop
 
 
 class Change(NamedTuple):
-    """Something happened to ``path``; ``overflow``: so much that some of it got lost."""
+    """Something happened to ``path``, as the watched folders are named.
 
-    path: Path
+    ``overflow``: so much happened that some of it got lost. ``lost``: the folder ``path``
+    is no longer watched, because it went away.
+    """
+
+    path: str
     folder: bool = False
     closed: bool = False
     overflow: bool = False
+    lost: bool = False
 
 
 class Inotify:
@@ -45,38 +54,41 @@ class Inotify:
         """Open an inotify instance.
 
         Raises:
-            OSError: the kernel has none to give.
+            OSError: the kernel has none to give (EMFILE: fs.inotify.max_user_instances).
         """
         self._libc = ctypes.CDLL(None, use_errno=True)
-        self._folders: dict[int, Path] = {}
+        self._folders: dict[int, tuple[str, Path]] = {}
         self.fd = self._libc.inotify_init1(os.O_NONBLOCK | os.O_CLOEXEC)
         if self.fd < 0:
-            raise OSError(ctypes.get_errno(), "inotify_init1 failed")
+            code = ctypes.get_errno()
+            raise OSError(code, os.strerror(code))
 
-    def add(self, folder: Path) -> bool:
-        """Watch a folder; False when it is gone or is not a folder.
+    def add(self, folder: Path, name: str, *, follow: bool = False) -> bool:
+        """Watch a folder and call it ``name``; False when it is gone or is not a folder.
 
         Raises:
             OSError: no watch is left (ENOSPC), or no permission.
         """
-        number = self._libc.inotify_add_watch(self.fd, os.fsencode(folder), _MASK)
+        mask = _MASK if follow else _MASK | IN_DONT_FOLLOW
+        number = self._libc.inotify_add_watch(self.fd, os.fsencode(folder), mask)
         if number < 0:
             code = ctypes.get_errno()
             if code in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
                 return False
             raise OSError(code, os.strerror(code), str(folder))
-        self._folders[number] = folder
+        self._folders[number] = (name, folder)
         return True
 
     def read(self) -> list[Change]:
-        """Return what has happened; never blocks."""
+        """Return what has happened, not more than a few thousand things; never blocks."""
         changes: list[Change] = []
-        while True:
+        for _ in range(_READS):
             try:
                 data = os.read(self.fd, _READ_BYTES)
             except BlockingIOError:
-                return changes
+                break
             changes += self._parse(data)
+        return changes
 
     def _parse(self, data: bytes) -> list[Change]:
         changes: list[Change] = []
@@ -85,22 +97,29 @@ class Inotify:
             number, mask, _cookie, length = _HEADER.unpack_from(data, position)
             position += _HEADER.size + length
             if mask & IN_Q_OVERFLOW:
-                changes.append(Change(Path(), overflow=True))
+                changes.append(Change("", overflow=True))
                 continue
-            folder = self._folders.get(number)
+            folder, _ = self._folders.get(number, (None, None))
+            if folder is None:
+                continue
             if mask & (IN_IGNORED | IN_MOVE_SELF):
-                self._forget(number, mask)
-            elif folder is not None:
+                if self._forget(number, mask):
+                    changes.append(Change(folder, lost=True))
+            elif not mask & IN_UNMOUNT and not (mask & IN_ISDIR and mask & _GONE):
                 name = os.fsdecode(data[position - length : position].rstrip(b"\0"))
-                is_folder = bool(mask & IN_ISDIR)
-                changes.append(Change(folder / name, is_folder, bool(mask & IN_CLOSE_WRITE)))
+                path = f"{folder}/{name}" if folder else name
+                changes.append(Change(path, bool(mask & IN_ISDIR), bool(mask & IN_CLOSE_WRITE)))
         return changes
 
-    def _forget(self, number: int, mask: int) -> None:
-        # A folder that was moved keeps its watch under a name that is no longer true; its
-        # new place reports it as created and is added again.
-        if self._folders.pop(number, None) is not None and mask & IN_MOVE_SELF:
+    def _forget(self, number: int, mask: int) -> bool:
+        # A folder that was moved keeps its watch, under a name that is no longer true. Its new
+        # place may have added it again already, under the name that is.
+        if mask & IN_MOVE_SELF:
+            if self._folders[number][1].is_dir():
+                return False
             self._libc.inotify_rm_watch(self.fd, number)
+        del self._folders[number]
+        return True
 
     def close(self) -> None:
         """Release everything."""

@@ -45,7 +45,7 @@ class Tree:
 
     ``keep_both`` never replaces other bytes at a key; ``dated`` puts the day of a file's
     mtime into the key; ``outputs`` marks the folder whose broken files are set apart and
-    whose files may be deleted once they are stored. ``root`` may be a single file.
+    whose files may be deleted once they are stored. ``file``: the root is a single file.
     """
 
     name: str
@@ -56,10 +56,13 @@ class Tree:
     keep_both: bool = False
     dated: bool = False
     outputs: bool = False
+    file: bool = False
 
     def locate(self, path: str) -> Path:
         """Return the absolute path of a path relative to the root."""
-        return self.root / path if path else self.root
+        if path:
+            return self.root / path
+        return self.root.resolve() if self.file else self.root  # it may be a link elsewhere
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,9 +10,11 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import re
 import secrets
 import signal
 import stat
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from enum import StrEnum
@@ -31,6 +33,10 @@ NETWORK_KINDS = frozenset(
         "smb2", "smb3", "smbfs", "sshfs", "vboxsf", "virtiofs", "wekafs",
     }
 )  # fmt: skip
+# FUSE, but nobody else's: the roots of rootless containers, and pools of local disks.
+_LOCAL_KINDS = frozenset({"fuse.fuse-overlayfs", "fuse.mergerfs", "fuse.unionfs"})
+# How the kernel writes spaces, tabs, newlines and backslashes in its tables.
+_OCTAL = re.compile(r"\\([0-7]{3})")
 
 
 class Writers(StrEnum):
@@ -56,15 +62,18 @@ class Stability:
     method: Method
     network: bool = False
 
-    def writers(self, fd: int, path: Path) -> Writers:
-        """Ask whether anybody has the file behind ``fd`` open for writing.
+    def writers(self, fd: int) -> Writers:
+        """Ask the kernel whether anybody has the file behind ``fd`` open for writing.
 
-        ``fd`` must have been opened read-only. UNKNOWN leaves only the quiet period.
+        ``fd`` must have been opened read-only. UNKNOWN leaves ``asks_processes`` and the
+        quiet period.
         """
-        answer = lease_test(fd) if self.method is Method.LEASE else Writers.UNKNOWN
-        if answer is Writers.UNKNOWN and self.method is not Method.WINDOW:
-            answer = proc_test(fd)
-        return answer
+        return lease_test(fd) if self.method is Method.LEASE else Writers.UNKNOWN
+
+    @property
+    def asks_processes(self) -> bool:
+        """Whether a census of the processes tells more than the kernel did."""
+        return self.method is not Method.WINDOW
 
     def needs_window(self, answer: Writers) -> bool:
         """Whether the file must also stay unchanged for a while to count as finished."""
@@ -95,37 +104,47 @@ def lease_test(fd: int) -> Writers:
     return Writers.NONE
 
 
-def proc_test(fd: int, proc: Path = Path("/proc")) -> Writers:
-    """Look for the file among the descriptors of every process.
+@dataclass(frozen=True, slots=True)
+class Census:
+    """Which of some files processes have open for writing, and whose could not be asked."""
 
-    UNKNOWN when processes of the file's owner, or of root, may not be looked into.
-    """
-    wanted = os.fstat(fd)
-    hidden = False
+    writing: frozenset[tuple[int, int]]
+    hidden: frozenset[int | None]
+
+    def writers(self, file: os.stat_result) -> Writers:
+        """Answer for one of the files; UNKNOWN when its owner's or root's may write it."""
+        if (file.st_dev, file.st_ino) in self.writing:
+            return Writers.SOME
+        return Writers.UNKNOWN if self.hidden & {0, file.st_uid, None} else Writers.NONE
+
+
+def census(files: Iterable[os.stat_result], proc: Path = Path("/proc")) -> Census:
+    """Look for files among the descriptors of every process; blocking, milliseconds."""
+    wanted = frozenset((file.st_dev, file.st_ino) for file in files)
+    writing: set[tuple[int, int]] = set()
+    hidden: set[int | None] = set()
     for name in filter(str.isdecimal, os.listdir(proc)):  # noqa: PTH208 (names are enough)
         try:
-            if _process_writes(proc / name, wanted):
-                return Writers.SOME
+            writing.update(_written_by(proc / name, wanted))
         except PermissionError:
-            hidden = hidden or _owner(proc / name) in (0, wanted.st_uid, None)
+            hidden.add(_owner(proc / name))
         except OSError:
             continue  # it has just ended
-    return Writers.UNKNOWN if hidden else Writers.NONE
+    return Census(frozenset(writing), frozenset(hidden))
 
 
-def _process_writes(process: Path, wanted: os.stat_result) -> bool:
+def _written_by(process: Path, wanted: frozenset[tuple[int, int]]) -> Iterator[tuple[int, int]]:
     for name in os.listdir(process / "fd"):  # noqa: PTH208 (names are enough)
         try:
             found = (process / "fd" / name).stat()
-            if (found.st_dev, found.st_ino) != (wanted.st_dev, wanted.st_ino):
+            if (file := (found.st_dev, found.st_ino)) not in wanted:
                 continue
             flags = (process / "fdinfo" / name).read_text()
         except FileNotFoundError:
             continue
         octal = next((s.split()[1] for s in flags.splitlines() if s.startswith("flags:")), "0")
         if int(octal, 8) & os.O_ACCMODE != os.O_RDONLY:
-            return True
-    return False
+            yield file
 
 
 def _owner(process: Path) -> int | None:
@@ -143,7 +162,7 @@ def choose(root: Path, *, kind: str | None = None) -> Stability:
     """
     root = root if root.is_dir() else root.parent
     kind = filesystem_kind(root) if kind is None else kind
-    network = kind.partition(".")[0] in NETWORK_KINDS
+    network = kind not in _LOCAL_KINDS and kind.partition(".")[0] in NETWORK_KINDS
     probe = root / f".supervisor-probe-{secrets.token_hex(4)}"
     try:
         method = _try(probe)
@@ -161,7 +180,8 @@ def _try(probe: Path) -> Method:
         reader = open_regular(probe)
         try:
             leased = lease_test(reader) is Writers.SOME
-            seen = leased or proc_test(reader) is Writers.SOME
+            file = os.fstat(reader)
+            seen = leased or census([file]).writers(file) is Writers.SOME
             os.close(writer)
             writer = -1
             if leased and lease_test(reader) is Writers.NONE:
@@ -191,14 +211,14 @@ def filesystem_kind(path: Path, mountinfo: Path = Path("/proc/self/mountinfo")) 
     """Name the kind of file system that holds ``path``, "" when that is unknown."""
     try:
         lines = mountinfo.read_text(errors="surrogateescape").splitlines()
-    except OSError:
+        resolved = path.resolve()
+    except (OSError, RuntimeError):
         return ""
-    resolved = path.resolve()
     best, kind = -1, ""
     for line in lines:
         fields, _, rest = line.partition(" - ")
-        mount = fields.split()[4].encode().decode("unicode_escape", errors="replace")
+        mount = _OCTAL.sub(lambda found: chr(int(found[1], 8)), fields.split(" ")[4])
         # Later lines shadow earlier ones on the same mount point.
         if len(mount) >= best and resolved.is_relative_to(mount):
-            best, kind = len(mount), rest.split()[0]
+            best, kind = len(mount), rest.split(" ")[0]
     return kind

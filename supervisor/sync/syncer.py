@@ -28,7 +28,7 @@ from supervisor.errors import (
     TransferError,
     TransientTransferError,
 )
-from supervisor.sync import cleanup, restore, stability
+from supervisor.sync import cleanup, restore
 from supervisor.sync.backlog import Backlog, PathKey, Work
 from supervisor.sync.examine import Examiner
 from supervisor.sync.ledger import Ledger
@@ -124,13 +124,14 @@ class Syncer:
     async def _run(self, ledger: Ledger, target: Target) -> None:
         scheme = KeyScheme(self._settings, self._host)
         transfer = Transfer(ledger, target, scheme, cache_control=self._settings.cache_control)
-        examiners = await to_thread.run_sync(self._examiners, ledger)
+        examiners = self._examiners(ledger)
         tracker = Tracker(
             examiners,
             self._backlog,
             rescan_interval_s=self._settings.rescan_interval_s,
             changed=self._refresh,
             gone=self._gone,
+            tell=self._warn,
         )
         self._running = _Running(ledger, target, transfer, tracker)
         self._refresh()
@@ -177,12 +178,7 @@ class Syncer:
 
     def _examiners(self, ledger: Ledger) -> dict[str, Examiner]:
         exclude = self._settings.folder if self._settings.target == "folder" else None
-        # A root may be a link (an output folder on the volume); nothing below it may.
-        trees = [replace(tree, root=tree.root.resolve()) for tree in self._trees()]
-        return {
-            tree.name: Examiner(tree, ledger, stability.choose(tree.root), exclude=exclude)
-            for tree in trees
-        }
+        return {t.name: Examiner(t, ledger, exclude=exclude) for t in self._trees()}
 
     async def _abandon_orphans(self) -> None:
         """Abort the uploads of dead runs whose files are gone."""
@@ -333,7 +329,7 @@ class Syncer:
         except JournalError as exc:
             self._update(last_error=exc.message, hint=exc.hint)
         tracker.hurry()
-        while len(self._backlog) or not tracker.settled:
+        while len(self._backlog) or tracker.undecided:
             if self._refusal is not None and self._refusal.act and self._refusal is not refusal:
                 return  # it was asked once more: only a person can help now
             await self._progress.wait()
@@ -388,6 +384,9 @@ class Syncer:
 
     def _last_failure(self) -> str | None:
         return self._state.snapshot.sync.last_error if self._failed else None
+
+    def _warn(self, message: str, hint: str | None) -> None:
+        self._report("sync.polling", SupervisorError(message, hint=hint), Severity.WARNING)
 
     def _report(
         self, kind: str, exc: SupervisorError, severity: Severity, *, subject: str | None = None

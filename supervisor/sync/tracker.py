@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from itertools import islice
+from functools import partial
 
 import anyio
 from anyio import to_thread
@@ -14,16 +14,12 @@ from supervisor.errors import JournalError
 from supervisor.sync.backlog import Backlog, PathKey, Work
 from supervisor.sync.examine import Examiner, Facts, Verdict, Watched, judge
 from supervisor.sync.model import Tree
-from supervisor.sync.watcher import Watcher
+from supervisor.sync.sweep import Sweep
+from supervisor.sync.watcher import Tell, Watcher
 
 _log = logging.getLogger("supervisor.sync")
 
 _BATCH = 500
-# A rescan may take this share of the time, so that 100 000 files cost next to no CPU.
-_RESCAN_SHARE = 1 / 200
-# After hints the tree is looked at once more: what a race or an overflow has swallowed
-# should not have to wait for the long interval.
-_SETTLE_S = 2.0
 _JOURNAL_RETRY_S = 5.0
 
 
@@ -50,53 +46,61 @@ class Tracker:
         rescan_interval_s: float,
         changed: Callable[[], None],
         gone: Callable[[PathKey], None],
+        tell: Tell,
     ) -> None:
         self._examiners = examiners
         self._backlog = backlog
-        self._interval_s = rescan_interval_s
         self._changed = changed
         self._gone = gone
         self._inbox = _Inbox()
         self._watched: dict[PathKey, Watched] = {}
         self._closed_at: dict[PathKey, float] = {}
-        self._old: set[PathKey] = set()  # found by the first scan
-        self._looking = 0
-        self._scanned = False
-        self._rescan = anyio.Event()
-        self._settle_at: float | None = None
+        self._old: set[PathKey] = set()  # there before this run began
+        self._looking: set[PathKey] = set()
         self.final = False  # nobody writes any more: quiet periods and graces are over
-        self._watchers = {
-            name: Watcher(
+        self._watchers: list[Watcher] = []
+        self._sweeps: dict[str, Sweep] = {}
+        for name, examiner in examiners.items():
+            watcher = Watcher(
                 examiner.scanner,
-                network=examiner.network,
-                hint=self._hinter(examiner.tree),
-                rescan=self.rescan,
+                hint=partial(self._hint, name),
+                rescan=partial(self._sweep_again, name),
+                tell=tell,
             )
-            for name, examiner in examiners.items()
-        }
+            self._watchers.append(watcher)
+            self._sweeps[name] = Sweep(
+                examiner, watcher, interval_s=rescan_interval_s, news=partial(self._found, name)
+            )
 
     async def run(self) -> None:
         """Watch, look and scan until cancelled."""
         async with anyio.create_task_group() as tasks:
-            for watcher in self._watchers.values():
+            for watcher in self._watchers:
                 tasks.start_soon(watcher.run)
+            for sweep in self._sweeps.values():
+                tasks.start_soon(sweep.run)
             tasks.start_soon(self._look_forever)
-            tasks.start_soon(self._scan_forever)
 
     @property
     def unfinished(self) -> int:
         """Files that are known to be new but not finished."""
-        return len(self._inbox.paths) + self._looking + len(self._watched)
+        return len(self._inbox.paths) + len(self._looking) + len(self._watched)
 
     @property
-    def settled(self) -> bool:
-        """Whether everything that is there was looked at; files with writers do not count."""
-        waits = any(not w.writers for w in self._watched.values())
-        return not (self._inbox.paths or self._looking or waits)
+    def undecided(self) -> set[PathKey]:
+        """What is not looked at yet, or will be finished by time; not what has writers."""
+        waits = (key for key, watched in self._watched.items() if not watched.writers)
+        return {*self._inbox.paths, *self._looking, *waits}
+
+    @property
+    def watched(self) -> Mapping[PathKey, Watched]:
+        """The files that are not finished, and why."""
+        return self._watched
 
     def rescan(self) -> None:
         """Look at everything soon."""
-        self._rescan.set()
+        for sweep in self._sweeps.values():
+            sweep.again()
 
     async def scan(self) -> None:
         """Look at everything now; returns when every new path is in the inbox.
@@ -104,17 +108,8 @@ class Tracker:
         Raises:
             JournalError: the journal cannot be asked what is new.
         """
-        for name, examiner in self._examiners.items():
-            found = examiner.scanner.walk()
-            while batch := await to_thread.run_sync(lambda: [*islice(found, _BATCH)]):  # noqa: B023
-                for path in await to_thread.run_sync(examiner.news, batch):
-                    key = PathKey(name, path)
-                    if self._backlog.get(key) is None:
-                        self._inbox.put(key, None)
-                        if not self._scanned:
-                            self._old.add(key)
-            await to_thread.run_sync(self._watch_again, self._watchers[name])
-        self._scanned = True
+        for sweep in self._sweeps.values():
+            await sweep.sweep()
 
     def hurry(self) -> None:
         """Look at everything that is waited for at once."""
@@ -125,54 +120,33 @@ class Tracker:
         """Look at one path again, at once."""
         self._inbox.put(key, None)
 
-    def _hinter(self, tree: Tree) -> Callable[[Iterable[str], bool], None]:
-        def hint(paths: Iterable[str], closed: bool) -> None:
-            now = anyio.current_time()
-            for path in paths:
-                self._inbox.put(PathKey(tree.name, path), now if closed else None)
-                self._settle_at = now + _SETTLE_S
+    def _sweep_again(self, tree: str) -> None:
+        self._sweeps[tree].again()
 
-        return hint
+    def _hint(self, tree: str, paths: Iterable[str], closed: bool) -> None:
+        now = anyio.current_time() if closed else None
+        for path in paths:
+            self._inbox.put(PathKey(tree, path), now)
+            self._sweeps[tree].touched()
 
-    @staticmethod
-    def _watch_again(watcher: Watcher) -> None:
-        try:
-            watcher.watch_folders("")
-        except OSError as exc:
-            _log.debug("Cannot watch all folders: %s", exc)
-
-    async def _scan_forever(self) -> None:
-        while True:
-            started = anyio.current_time()
-            try:
-                await self.scan()
-            except JournalError as exc:
-                _log.warning("%s", exc)
-            took_s = anyio.current_time() - started
-            await self._pause(max(self._interval_s, took_s / _RESCAN_SHARE), took_s)
-
-    async def _pause(self, interval_s: float, took_s: float) -> None:
-        """Sleep until the next scan: at the interval, after hints have settled, or on demand."""
-        until = anyio.current_time() + interval_s
-        self._rescan = anyio.Event()
-        while (now := anyio.current_time()) < until and not self._rescan.is_set():
-            if self._settle_at is not None and now >= self._settle_at + 10 * took_s:
-                self._settle_at = None
-                return
-            with anyio.move_on_after(min(until - now, 1.0 if self._settle_at else until - now)):
-                await self._rescan.wait()
+    def _found(self, tree: str, paths: list[str], old: bool) -> None:
+        for key in (PathKey(tree, path) for path in paths):
+            if self._backlog.get(key) is None:
+                self._inbox.put(key, None)
+                if old:
+                    self._old.add(key)
 
     async def _look_forever(self) -> None:
         while True:
             await self._wait_for_paths()
             inbox, self._inbox = self._inbox, _Inbox()
+            self._looking = set(inbox.paths)
             for name, examiner in self._examiners.items():
                 paths = [key for key in inbox.paths if key.tree == name]
-                self._looking = len(paths)
                 for start in range(0, len(paths), _BATCH):
                     batch = paths[start : start + _BATCH]
                     await self._look_at(examiner, {key: inbox.paths[key] for key in batch})
-                    self._looking -= len(batch)
+                    self._looking.difference_update(batch)
             self._changed()
 
     async def _wait_for_paths(self) -> None:
@@ -208,7 +182,8 @@ class Tracker:
 
     def _apply(self, tree: Tree, key: PathKey, fact: Facts, now: float) -> None:
         watched_before = self._watched.pop(key, None)
-        verdict, watched = judge(fact, watched_before, now=now, final=self.final)
+        closed = key in self._closed_at
+        verdict, watched = judge(fact, watched_before, now=now, final=self.final, closed=closed)
         if verdict is Verdict.WAIT and watched is not None:
             self._watched[key] = watched
             return

@@ -36,7 +36,13 @@ def user_tree(settings: SyncSection, kind: str, comfyui: Path) -> Tree:
         "settings": comfyui / "user/default/comfy.settings.json",
         "input": comfyui / "input",
     }
-    return Tree(kind, roots[kind], base_prefix(settings) + kind, ignore=settings.ignore)
+    return Tree(
+        kind,
+        roots[kind],
+        base_prefix(settings) + kind,
+        ignore=settings.ignore,
+        file=kind == "settings",
+    )
 
 
 def log_tree(settings: SyncSection, directory: Path) -> Tree:

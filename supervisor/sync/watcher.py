@@ -1,73 +1,120 @@
-"""Hints that a tree has changed. They may come twice, late or never: the rescan is the truth."""
+"""Hints that a tree has changed. They may come twice, late or never: the sweep is the truth."""
 
 from __future__ import annotations
 
+import errno
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
+from functools import partial
 from itertools import islice
-from pathlib import Path
 
 import anyio
 from anyio import to_thread
 
 from supervisor.sync.inotify import Change, Inotify
-from supervisor.sync.scan import Scanner
+from supervisor.sync.scan import Found, Scanner
 
 _log = logging.getLogger("supervisor.sync")
 
-# A network volume shows other machines' writes to nobody but those who look.
-_POLL_MS = 3000
 _BATCH = 2000
+# The root may not be there yet (ComfyUI makes it), or go away and come back.
+_ROOT_PAUSE_S = 1.0
+_INSTANCE_PAUSE_S = 60.0
+_LIMITS = {
+    errno.EMFILE: "raise fs.inotify.max_user_instances on the host",
+    errno.ENOSPC: "raise fs.inotify.max_user_watches on the host",
+}
 
 # Takes paths relative to the root, and whether their writer was seen closing them.
 Hint = Callable[[Iterable[str], bool], None]
+# Takes what is wrong and what to do about it.
+Tell = Callable[[str, str | None], None]
 
 
 class Watcher:
-    """Watches one tree with inotify, and by polling where inotify cannot see."""
+    """Watches one tree with inotify, as far as the kernel lets it."""
 
     def __init__(
-        self, scanner: Scanner, *, network: bool, hint: Hint, rescan: Callable[[], None]
+        self, scanner: Scanner, *, hint: Hint, rescan: Callable[[], None], tell: Tell
     ) -> None:
         self._scanner = scanner
-        self._root = scanner.tree.root
-        self._network = network
         self._hint = hint
         self._rescan = rescan
+        self._tell = tell
         self._inotify: Inotify | None = None
+        self._root_lost = anyio.Event()
+        self._there = False
+        self._blind: dict[str, OSError] = {}
+        self._told = False
+
+    @property
+    def blind(self) -> bool:
+        """Whether there are folders whose changes nobody will hint at."""
+        return self._inotify is None or bool(self._blind)
 
     async def run(self) -> None:
         """Report until cancelled."""
-        async with anyio.create_task_group() as tasks:
-            if self._network or not await self._start_inotify():
-                tasks.start_soon(self._poll)
-            if self._inotify is not None:
-                with closing(self._inotify):
-                    await self._read(self._inotify)
+        while True:
+            try:
+                inotify = Inotify()
+            except OSError as exc:
+                self._refused(exc)
+                await anyio.sleep(_INSTANCE_PAUSE_S)
+                continue
+            with closing(inotify):
+                self._inotify = inotify
+                try:
+                    async with anyio.create_task_group() as tasks:
+                        tasks.start_soon(self._keep_root)
+                        await self._read(inotify)
+                finally:
+                    self._inotify = None
 
-    async def _start_inotify(self) -> bool:
-        try:
-            self._inotify = Inotify()
-            await to_thread.run_sync(self.watch_folders, "")
-        except OSError as exc:
-            _log.warning("Cannot watch %s with inotify: %s; polling instead", self._root, exc)
-            if self._inotify is not None:
-                self._inotify.close()
-                self._inotify = None
-            return False
-        return True
-
-    def watch_folders(self, below: str) -> None:
-        """Watch every folder from ``below`` on, again where it is watched already; blocking.
-
-        Raises:
-            OSError: the kernel gives no more watches.
-        """
-        if self._inotify is None:
+    def cover(self, folder: str) -> None:
+        """Watch a folder, again if it is watched already; blocking, from any thread."""
+        inotify = self._inotify
+        if not folder:
+            self._blind.clear()
+        if inotify is None:
             return
-        for folder in self._scanner.folders(below):
-            self._inotify.add(folder)
+        try:
+            there = inotify.add(self._scanner.folder(folder), folder, follow=not folder)
+        except OSError as exc:
+            self._blind[folder] = exc
+        else:
+            if not folder:
+                self._there = there
+
+    def covered(self) -> None:
+        """Say what could not be covered; to be called after a walk."""
+        for exc in self._blind.values():
+            self._refused(exc)
+        if not self._there:
+            self._root_lost.set()
+
+    def _refused(self, exc: OSError) -> None:
+        if self._told:
+            return
+        self._told = True
+        why = {errno.EMFILE: "no inotify instance", errno.ENOSPC: "no inotify watch"}
+        cause = f"{why[exc.errno]} is left" if exc.errno in why else exc.strerror
+        self._tell(
+            f"Cannot see every change in {self._scanner.tree.root}: {cause}; it is looked"
+            " through every few seconds instead",
+            _LIMITS.get(exc.errno or 0),
+        )
+
+    async def _keep_root(self) -> None:
+        """Watch the root when it appears, as often as it does."""
+        while True:
+            await to_thread.run_sync(self.cover, "")
+            if self._there:
+                self._rescan()
+                self._root_lost = anyio.Event()
+                await self._root_lost.wait()
+            else:
+                await anyio.sleep(_ROOT_PAUSE_S)
 
     async def _read(self, inotify: Inotify) -> None:
         while True:
@@ -77,45 +124,26 @@ class Watcher:
                 await self._enter(folder)
             self._report(changes)
             if any(change.overflow for change in changes):
+                _log.info("Too much happened at once in %s", self._scanner.tree.root)
                 self._rescan()
+            if any(change.lost and not change.path for change in changes):
+                self._root_lost.set()
 
     def _report(self, changes: list[Change]) -> None:
-        files = [c for c in changes if not c.folder and not c.overflow]
+        files = [c for c in changes if not (c.folder or c.overflow or c.lost)]
         for closed in (False, True):
-            paths = {self._relative(c.path) for c in files if c.closed is closed}
-            self._hint(filter(self._scanner.wants, paths), closed)
+            paths = {c.path for c in files if c.closed is closed}
+            self._hint(self._scanner.files(paths), closed)
 
-    async def _enter(self, folder: Path) -> None:
+    async def _enter(self, folder: str) -> None:
         """Watch a new folder first and then list it, so that no file falls in between."""
-        path = self._relative(folder)
-        if self._scanner.ignores(path):
+        if not self._scanner.enters(folder):
             return
-        try:
-            await to_thread.run_sync(self.watch_folders, path)
-        except OSError as exc:
-            _log.warning("Cannot watch %s: %s; the rescan finds its files", folder, exc)
-        found = self._scanner.walk(path)
-        while batch := await to_thread.run_sync(lambda: [*islice(found, _BATCH)]):
-            self._hint([f.path for f in batch], False)
+        found = self._scanner.walk(folder, self.cover)
+        while batch := await to_thread.run_sync(partial(_take, found)):
+            self._hint(batch, False)
+        self.covered()
 
-    def _relative(self, path: Path) -> str:
-        return str(path.relative_to(self._root))
 
-    async def _poll(self) -> None:
-        from watchfiles import awatch  # noqa: PLC0415 (only needed where inotify is not enough)
-
-        while True:
-            try:
-                changes = awatch(
-                    self._root,
-                    force_polling=True,
-                    poll_delay_ms=_POLL_MS,
-                    step=_POLL_MS // 2,
-                    watch_filter=None,
-                )
-                async for batch in changes:
-                    paths = {self._relative(Path(path)) for _, path in batch}
-                    self._hint(filter(self._scanner.wants, paths), False)
-            except OSError as exc:  # the root is gone, or not there yet
-                _log.debug("Cannot poll %s: %s", self._root, exc)
-            await anyio.sleep(_POLL_MS / 1000)
+def _take(found: Iterator[Found]) -> list[str]:
+    return [f.path for f in islice(found, _BATCH)]

@@ -18,7 +18,12 @@ from supervisor.sync.backlog import Backlog, Work
 from supervisor.sync.ledger import Ledger
 from supervisor.sync.model import FileState, Identity, Row, Tree
 from supervisor.sync.pacing import ByteBudget, Gate, KeyPace, RateLimiter
-from supervisor.sync.stability import Method, Writers, lease_test, open_regular, proc_test
+from supervisor.sync.stability import Census, Method, Writers, census, lease_test, open_regular
+
+
+def _asked(fd: int) -> Writers:
+    file = os.fstat(fd)
+    return census([file]).writers(file)
 
 
 def test_lease_and_proc_see_writers_and_only_them(tmp_path: Path) -> None:
@@ -29,7 +34,7 @@ def test_lease_and_proc_see_writers_and_only_them(tmp_path: Path) -> None:
         # Processes that may not be looked into leave /proc without a clear "none".
         for test, none in (
             (lease_test, {Writers.NONE}),
-            (proc_test, {Writers.NONE, Writers.UNKNOWN}),
+            (_asked, {Writers.NONE, Writers.UNKNOWN}),
         ):
             assert test(fd) in none
             with path.open("rb"):
@@ -67,7 +72,8 @@ def test_the_method_is_found_by_trying_and_leaves_nothing(
     assert stability.choose(tmp_path).method is Method.LEASE
     monkeypatch.setattr(stability, "lease_test", lambda _fd: Writers.UNKNOWN)
     assert stability.choose(tmp_path).method is Method.PROC
-    monkeypatch.setattr(stability, "proc_test", lambda _fd: Writers.UNKNOWN)
+    nobody = Census(frozenset(), frozenset({None}))
+    monkeypatch.setattr(stability, "census", lambda _files: nobody)
     chosen = stability.choose(tmp_path)
     assert chosen.method is Method.WINDOW
     assert chosen.needs_window(Writers.UNKNOWN)
@@ -87,6 +93,36 @@ def test_the_kind_of_the_file_system_is_that_of_the_deepest_mount(tmp_path: Path
     )
     assert stability.filesystem_kind(Path("/work space/out"), mounts) == "nfs4"
     assert stability.filesystem_kind(Path("/work"), mounts) == "ext4"
+
+
+def test_mount_points_of_any_name_are_read(tmp_path: Path) -> None:
+    mounts = tmp_path / "mountinfo"
+    lines = (
+        b"1 0 8:1 / / rw - overlay overlay rw",
+        "2 1 0:1 / /données rw - fuse.juicefs x rw".encode(),
+        b"3 1 0:1 / /not\xffutf8 rw - cifs x rw",
+        b"4 1 0:1 / /new\\012line rw - 9p x rw",
+    )
+    mounts.write_bytes(b"\n".join(lines) + b"\n")
+    kinds = {
+        path: stability.filesystem_kind(Path(path), mounts)
+        for path in ("/données/out", os.fsdecode(b"/not\xffutf8"), "/new\nline", "/else")
+    }
+    assert list(kinds.values()) == ["fuse.juicefs", "cifs", "9p", "overlay"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "network"),
+    [
+        ("ext4", False), ("overlay", False), ("tmpfs", False), ("xfs", False), ("zfs", False),
+        ("fuse.fuse-overlayfs", False), ("nfs4", True), ("cifs", True), ("9p", True),
+        ("fuse", True), ("fuse.mfs", True), ("fuse.sshfs", True), ("ceph", True), ("lustre", True),
+    ],
+)  # fmt: skip
+def test_other_machines_are_expected_where_they_can_be(
+    tmp_path: Path, kind: str, network: bool
+) -> None:
+    assert stability.choose(tmp_path, kind=kind).network is network
 
 
 def _row(path: str = "a.png", **parts: object) -> Row:
