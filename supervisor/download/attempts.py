@@ -50,10 +50,11 @@ class Sources:
             resolved = await self._resolver.resolve(self._request)
         else:
             resolved = Resolved(self._request.mirrors[self._index - 1])
-        handed_out = self._index == 0 and _host(resolved.url) != _host(self._request.url)
+        given, url = self._request.url, resolved.url
+        handed_out = self._index == 0 and url != given and _host(url) != _host(given)
         size, sha256 = self._request.size_bytes, self._request.sha256
         return Resolved(
-            resolved.url,
+            url,
             resolved.headers,
             resolved.size_bytes if size is None else size,
             sha256 or resolved.sha256,

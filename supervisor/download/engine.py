@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import os
 import threading
+from collections.abc import Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 import anyio
 
@@ -32,7 +33,7 @@ from supervisor.download.request import (
 from supervisor.download.resources import Resources
 from supervisor.download.segments import SMALLEST_PIECE_BYTES
 from supervisor.download.simple import BUSY_POLL_S, SimpleDownloader
-from supervisor.download.small import receive_small
+from supervisor.download.small import first_trip, receive_small
 from supervisor.download.storage import disk_errors, existing_file
 from supervisor.download.threads import in_thread
 from supervisor.download.transfer import Transfer
@@ -42,6 +43,7 @@ from supervisor.download.transport import (
     open_session,
     tls_context,
 )
+from supervisor.download.trip import Larger
 from supervisor.download.verify import MalformedFileError
 from supervisor.errors import (
     ChecksumMismatchError,
@@ -156,29 +158,47 @@ class SegmentedDownloader:
         resolved = await sources.resolve()
         destination = place(request, resolved)
         with disk_errors(destination):
-            opened = await self._open(destination, resolved, meter)
-            if isinstance(opened, int):
-                meter.finish(opened)
-                return TransferResult(destination, opened, resolved.sha256, 0)
-            try:
-                return await self._transfer(
-                    Transfer(
-                        request, resolved, sources, part=opened, meter=meter, resources=resources
-                    ),
-                    opened,
-                    resolved,
-                    meter,
+            async with AsyncExitStack() as stack:
+                first = await first_trip(
+                    stack, request, resolved, destination, meter=meter, resources=resources
                 )
-            except (ChecksumMismatchError, MalformedFileError, RemoteChangedError):
-                await in_thread(resources.threads, opened.discard)
-                raise
-            except NoRangeError:
-                if sources.parts_refused(meter):
-                    await in_thread(resources.threads, opened.discard)
-                raise
-            finally:
-                if opened.fd >= 0:
-                    await in_thread(resources.threads, opened.close)
+                if isinstance(first, TransferResult):
+                    return first
+                if first is not None:
+                    stack.callback(first.opened.close)
+                opened = first.part if first else await self._open(destination, resolved, meter)
+                if isinstance(opened, int):
+                    meter.finish(opened)
+                    return TransferResult(destination, opened, resolved.sha256, 0)
+                transfer = Transfer(
+                    request, resolved, sources, part=opened, meter=meter, resources=resources
+                )
+                work = self._transfer(
+                    stack, transfer, first, part=opened, resolved=resolved, meter=meter
+                )
+                return await self._settled(work, opened, sources, meter)
+
+    async def _settled(
+        self,
+        work: Coroutine[Any, Any, TransferResult],
+        part: PartFile,
+        sources: Sources,
+        meter: Meter,
+    ) -> TransferResult:
+        """Await ``work``; then close ``part``, or discard it when it cannot be gone on with."""
+        threads = self._need().threads
+        try:
+            return await work
+        except (ChecksumMismatchError, MalformedFileError, RemoteChangedError):
+            await in_thread(threads, part.discard)
+            raise
+        except NoRangeError:
+            if sources.parts_refused(meter):
+                await in_thread(threads, part.discard)
+            raise
+        finally:
+            if part.fd >= 0:
+                await in_thread(threads, part.close)
 
     async def _open(self, destination: Path, resolved: Resolved, meter: Meter) -> PartFile | int:
         """The locked part file, or the size of the destination when it is whole already."""
@@ -195,13 +215,22 @@ class SegmentedDownloader:
                 await anyio.sleep(BUSY_POLL_S)
 
     async def _transfer(
-        self, transfer: Transfer, part: PartFile, resolved: Resolved, meter: Meter
+        self,
+        stack: AsyncExitStack,
+        transfer: Transfer,
+        first: Larger | None,
+        *,
+        part: PartFile,
+        resolved: Resolved,
+        meter: Meter,
     ) -> TransferResult:
         resources = self._need()
-        if _complete(part.identity, part):
+        if first is not None:
+            await transfer.go_on(stack, first)
+        elif _complete(part.identity, part):
             await transfer.follow_to_end()
         else:
-            async with AsyncExitStack() as stack:
+            async with stack:
                 reply, span = await transfer.open(stack)
                 if span is None and not reply.ranged:
                     return await self._simple().receive(part, reply, resolved, meter)

@@ -8,19 +8,24 @@ the one answer that is hoped for; all others are declined, and aiohttp asks agai
 from __future__ import annotations
 
 import asyncio
+import math
 import socket
 import ssl
 import threading
 import time
+from collections.abc import AsyncIterator, Callable
 from concurrent.futures import Executor
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import anyio
 from yarl import URL
 
 from supervisor.download.intake import OLD_BLOCK_S, Intake
+from supervisor.download.limits import BufferPool
 from supervisor.download.segments import Span
+from supervisor.download.threads import Call
 from supervisor.download.transport import (
     Link,
     NoRangeError,
@@ -39,6 +44,7 @@ KEEP_S = 15.0
 DECLINED_PAUSE_S = 5.0
 HEADERS = {"Accept": "*/*", "Accept-Encoding": "identity", "User-Agent": "comfypod-supervisor"}
 
+T = TypeVar("T")
 Origin = tuple[str, str, int]  # scheme, host, port
 
 
@@ -112,14 +118,27 @@ class Lane(Stretch):
         self._stop.set()
         self._wire.shut()
 
-    def run(self, errand: Errand, timeout_s: float) -> None:
+    def run(self, errand: Errand, timeout_s: float, head: Head | None = None) -> None:
         """Fetch the piece, or as much as others leave to this span. Blocking.
+
+        ``head`` of an answer that is under way already: then nothing is asked.
 
         Raises:
             DeclinedError: nothing was received; ask in the other way.
             TransientTransferError: the connection broke, stalled, or was too slow.
             OSError: the disk.
         """
+        if head is None:
+            head = self._ask(errand, timeout_s)
+        self._held, self.last_byte_s = False, time.monotonic()
+        try:
+            self._receive(errand)
+        finally:
+            self._flush()
+        whole = self.span.position == errand.end
+        self.kept = whole and head.headers.get("connection", "").lower() != "close"
+
+    def _ask(self, errand: Errand, timeout_s: float) -> Head:
         url = literal_url(errand.link.url)
         try:
             head = self._wire.ask(url.raw_path_qs, errand.headers(url), timeout_s=timeout_s)
@@ -129,13 +148,7 @@ class Lane(Stretch):
             raise self._failure(errand, exc) from exc
         errand.accept(head)
         self._wire.answers += 1
-        self._held, self.last_byte_s = False, time.monotonic()
-        try:
-            self._receive(errand)
-        finally:
-            self._flush()
-        whole = self.span.position == errand.end
-        self.kept = whole and head.headers.get("connection", "").lower() != "close"
+        return head
 
     def _receive(self, errand: Errand) -> None:
         span, intake, began_s = self.span, self._intake, 0.0
@@ -183,6 +196,30 @@ class Lane(Stretch):
         return TransientTransferError(f"Cannot download {errand.where}: {reason}")
 
 
+@dataclass(slots=True)
+class Loan:
+    """What a lane works with; it says at the end what becomes of the connection."""
+
+    wire: Wire
+    block: bytearray
+    kept: bool = False  # it may serve another request
+    handed_on: bool = False  # somebody else looks after it
+
+
+@dataclass(slots=True)
+class Opened:
+    """An answer whose head is here and whose body is under way."""
+
+    wire: Wire
+    head: Head
+    taken: bool = False  # a lane looks after the wire
+
+    def close(self) -> None:
+        """Give the connection up, unless a lane has it."""
+        if not self.taken:
+            self.wire.close()
+
+
 class Lanes:
     """The threads of all lanes of an engine, and the connections kept for them."""
 
@@ -192,11 +229,12 @@ class Lanes:
         """``count`` threads at most; ``timeout_s`` bounds the wait for the head of an answer."""
         self._threads = threads
         self._tls = tls
-        self._timeout_s = timeout_s
+        self.timeout_s = timeout_s
         self._free = count
         self._peers: dict[Origin, Any] = {}
         self._declined_s: dict[Origin, float] = {}
-        self._idle: dict[Origin, list[Wire]] = {}
+        self._idle: dict[Origin, list[tuple[Wire, float]]] = {}  # until when each is kept
+        self._expiring = False
 
     def learn(self, reply: Reply) -> None:
         """Remember which address of a host has answered."""
@@ -215,24 +253,48 @@ class Lanes:
         quiet = time.monotonic() - declined_s >= DECLINED_PAUSE_S
         return quiet and self._free > 0 and origin in self._peers
 
-    async def fetch(self, errand: Errand, span: Span, intake: Intake) -> None:
+    async def fetch(
+        self, errand: Errand, span: Span, intake: Intake, opened: Opened | None = None
+    ) -> None:
         """Fetch a piece in a thread; when cancelled, what has arrived is kept.
 
         Raises:
             DeclinedError: use the other way.
             TransientTransferError: the connection failed midway.
         """
-        origin = _origin(literal_url(errand.link.url))
-        block = intake.pool.take()
-        if block is None:
-            raise UnluckyError("no memory")
-        self._free -= 1
-        wire, lane = None, None
-        try:
-            wire = await self._wire(origin)
-            lane = Lane(span, intake, wire, block)
+        wire, head = None, None
+        if opened is not None:
+            wire, head, opened.taken = opened.wire, opened.head, True
+        async with self.borrow(errand.link, intake.pool, wire) as loan:
+            lane = Lane(span, intake, loan.wire, loan.block)
             intake.connections.add(lane)
-            await self._run(lane, errand)
+            try:
+                await self.call(
+                    lambda: lane.run(errand, self.timeout_s, head), lambda: lane.abort("cancelled")
+                )
+            finally:
+                intake.connections.discard(lane)
+                loan.kept = lane.kept
+
+    @asynccontextmanager
+    async def borrow(
+        self, link: Link, pool: BufferPool, wire: Wire | None = None
+    ) -> AsyncIterator[Loan]:
+        """One of the threads with a connection, or with that ``wire``, and a block of memory.
+
+        Raises:
+            UnluckyError: there is no memory, or no connection.
+        """
+        origin = _origin(literal_url(link.url))
+        loan = None
+        block = pool.take()
+        self._free -= 1
+        try:
+            if block is None:
+                raise UnluckyError("no memory")
+            wire = wire or await self._wire(origin)
+            loan = Loan(wire, block)
+            yield loan
         except UnluckyError:
             raise
         except DeclinedError:
@@ -240,38 +302,36 @@ class Lanes:
             raise
         finally:
             self._free += 1
-            intake.pool.give(block)
-            if lane is not None:
-                intake.connections.discard(lane)
-            if wire is not None and lane is not None and lane.kept:
+            if block is not None:
+                pool.give(block)
+            if wire is not None and loan is not None and loan.kept:
                 self._keep(origin, wire)
-            elif wire is not None:
+            elif wire is not None and not (loan is not None and loan.handed_on):
                 wire.close()
+
+    async def call(self, work: Callable[[], T], abort: Callable[[], None]) -> T:
+        """Run ``work`` in a thread of the lanes to its end; ``abort`` hastens it on cancel."""
+        call = Call(work)
+        self._threads.submit(call.run)
+        try:
+            await call.waiter
+        finally:
+            if not call.ended:
+                abort()
+                with anyio.CancelScope(shield=True):
+                    await call.again()
+        return call.result()
 
     def close(self) -> None:
         """Close every kept connection; none may be in use."""
         for wires in self._idle.values():
-            for wire in wires:
+            for wire, _ in wires:
                 wire.close()
         self._idle.clear()
 
-    async def _run(self, lane: Lane, errand: Errand) -> None:
-        job = asyncio.get_running_loop().run_in_executor(
-            self._threads, lane.run, errand, self._timeout_s
-        )
-        try:
-            await asyncio.wait([job])
-        finally:
-            if not job.done():
-                lane.abort("cancelled")
-                with anyio.CancelScope(shield=True):
-                    await asyncio.wait([job])
-            job.exception()  # seen, also when this was cancelled
-        job.result()
-
     async def _wire(self, origin: Origin) -> Wire:
         if kept := self._idle.get(origin):
-            return kept.pop()
+            return kept.pop()[0]
         scheme, host, _ = origin
         peer = self._peers[origin]
         family = socket.AF_INET6 if ":" in peer[0] else socket.AF_INET
@@ -290,14 +350,22 @@ class Lanes:
             raise
 
     def _keep(self, origin: Origin, wire: Wire) -> None:
-        self._idle.setdefault(origin, []).append(wire)
-        asyncio.get_running_loop().call_later(KEEP_S, self._expire, origin, wire, wire.answers)
+        loop = asyncio.get_running_loop()
+        self._idle.setdefault(origin, []).append((wire, loop.time() + KEEP_S))
+        if not self._expiring:
+            self._expiring = True
+            loop.call_later(KEEP_S, self._expire)
 
-    def _expire(self, origin: Origin, wire: Wire, answers: int) -> None:
-        wires = self._idle.get(origin, [])
-        if wire in wires and wire.answers == answers:
-            wires.remove(wire)
-            wire.close()
+    def _expire(self) -> None:
+        loop = asyncio.get_running_loop()
+        now_s, soonest_s = loop.time(), math.inf
+        for wires in self._idle.values():
+            while wires and wires[0][1] <= now_s:  # the one unused for longest comes first
+                wires.pop(0)[0].close()
+            soonest_s = min(soonest_s, wires[0][1] if wires else math.inf)
+        self._expiring = soonest_s < math.inf
+        if self._expiring:
+            loop.call_at(soonest_s, self._expire)
 
 
 def _origin(url: URL) -> Origin:

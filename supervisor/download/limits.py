@@ -59,13 +59,14 @@ class HostGate:
     @asynccontextmanager
     async def slot(self, host: str, priority: int) -> AsyncIterator[None]:
         """Hold one connection; a lower ``priority`` goes first, equals in order."""
-        await self._acquire(host, priority)
+        await self.acquire(host, priority)
         try:
             yield
         finally:
-            self._release(host)
+            self.release(host)
 
-    async def _acquire(self, host: str, priority: int) -> None:
+    async def acquire(self, host: str, priority: int) -> None:
+        """Wait for a connection; see ``slot``."""
         if self._open[host] < self._per_host:
             self._open[host] += 1
             return
@@ -73,10 +74,10 @@ class HostGate:
         event = anyio.Event()
         heapq.heappush(self._waiting.setdefault(host, []), (priority, self._sequence, event))
         try:
-            await event.wait()  # the slot is handed over by ``_release``
+            await event.wait()  # the slot is handed over by ``release``
         except BaseException:
             if event.is_set():
-                self._release(host)
+                self.release(host)
             else:
                 self._withdraw(host, event)
             raise
@@ -86,7 +87,8 @@ class HostGate:
         queue[:] = [entry for entry in queue if entry[2] is not event]
         heapq.heapify(queue)
 
-    def _release(self, host: str) -> None:
+    def release(self, host: str) -> None:
+        """Give a connection back."""
         queue = self._waiting.get(host)
         if queue:
             heapq.heappop(queue)[2].set()

@@ -1,20 +1,27 @@
-"""Files that fit into one piece: one request, one trip to a thread, no journal."""
+"""Files that fit into one piece: one request, one trip to a thread, no journal; both ways."""
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
+from contextlib import AsyncExitStack
+from pathlib import Path
+from urllib.parse import urlsplit
 
 import anyio
 
 from supervisor.download.attempts import identify
+from supervisor.download.files import BusyError
 from supervisor.download.meter import Meter
 from supervisor.download.partial import PartFile
-from supervisor.download.request import Resolved, TransferResult
+from supervisor.download.request import DownloadRequest, Resolved, TransferResult
 from supervisor.download.resources import Resources
 from supervisor.download.storage import check_room
 from supervisor.download.threads import in_thread
-from supervisor.download.transport import Reply
+from supervisor.download.transport import Link, Reply
+from supervisor.download.trip import Larger, Trip
 from supervisor.download.verify import MalformedFileError, check_hash, check_start
+from supervisor.download.wire import DeclinedError
 from supervisor.errors import TransientTransferError
 
 
@@ -58,3 +65,81 @@ async def receive_small(
     await in_thread(resources.threads, work)
     meter.finish(size)
     return TransferResult(part.destination, size, resolved.sha256, meter.fetched)
+
+
+async def first_trip(
+    stack: AsyncExitStack,
+    request: DownloadRequest,
+    resolved: Resolved,
+    destination: Path,
+    *,
+    meter: Meter,
+    resources: Resources,
+) -> TransferResult | Larger | None:
+    """Ask a host that is known for a file, in a thread; a small one comes whole.
+
+    None: ask in the other way. For a larger one ``stack`` holds the place at the host.
+
+    Raises:
+        TransferError: by class; nothing stays.
+        OSError: the disk.
+    """
+    link, lanes = Link.of(resolved), resources.lanes
+    if not lanes.usable(link):
+        return None
+    seen = _Seen(meter)
+    loop = asyncio.get_running_loop()
+
+    def tell() -> None:
+        loop.call_soon_threadsafe(seen.look)
+
+    trip = Trip(destination, resolved, fsync=resources.fsync, limiter=resources.limiter, tell=tell)
+    seen.trip = trip
+    host = urlsplit(link.url).netloc.rpartition("@")[2]
+    priority = resources.priority(request, first=True)
+    await resources.gate.acquire(host, priority)
+    found: int | Larger | None = None
+    try:
+        async with lanes.borrow(link, resources.pool) as loan:
+            try:
+                found = await lanes.call(
+                    lambda: trip.run(loan.wire, loan.block, lanes.timeout_s), trip.abort
+                )
+            finally:
+                loan.kept, loan.handed_on = trip.kept, trip.larger is not None
+    except (DeclinedError, BusyError):
+        return None
+    except BaseException:
+        if trip.larger is not None:  # it came as we were cancelled
+            trip.larger.opened.close()
+            await in_thread(resources.threads, trip.larger.part.close)
+        raise
+    finally:
+        if isinstance(found, Larger):
+            stack.callback(resources.gate.release, host)
+        else:
+            resources.gate.release(host)
+        seen.look()
+    if found is None or isinstance(found, Larger):
+        return found
+    meter.finish(found)
+    return TransferResult(destination, found, resolved.sha256, trip.fetched)
+
+
+class _Seen:
+    """What the meter knows of a trip; on the event loop."""
+
+    def __init__(self, meter: Meter) -> None:
+        self.trip: Trip | None = None
+        self._meter = meter
+        self._fetched = 0
+
+    def look(self) -> None:
+        trip = self.trip
+        if trip is None or trip.total is None or trip.larger is not None:
+            return
+        if not self._fetched:
+            self._meter.begin(done=0, total=trip.total)
+        fetched = trip.fetched
+        self._meter.add(fetched - self._fetched)
+        self._fetched = fetched

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from typing import Any
 from urllib.parse import urlsplit
@@ -46,9 +46,12 @@ from supervisor.download.transport import (
     show_url,
     validator,
 )
+from supervisor.download.trip import Larger
 from supervisor.download.watch import judge
 from supervisor.download.wire import DeclinedError
 from supervisor.errors import TransientTransferError
+
+FirstWork = Callable[[Reception], Coroutine[Any, Any, None]]
 
 TICK_S = 0.1
 EARLY_BYTES = MIB  # what aiohttp may hold before a receiver takes the connection over
@@ -79,10 +82,8 @@ class Transfer:
         self._lenient = resolved.sha256 is not None and sources.changes > 0
         self._relinking = anyio.Lock()
         self._refused_at = -1  # bytes fetched when an address was refused last
-        self._failures = 0
-        self._failed_at = 0
-        self._workers = 0
-        self._size = 0
+        self._failures = self._failed_at = 0
+        self._workers = self._size = 0
         self._segments = SegmentMap(0)
         self._growth = Growth(
             resources.connections, min(resources.connections, resources.first_connections)
@@ -136,6 +137,26 @@ class Transfer:
         Raises:
             TransferError: by class; the part file keeps what has arrived.
         """
+        await self._run(stack, lambda reception: self._receive(reception, stack, reply, span))
+
+    async def go_on(self, stack: AsyncExitStack, first: Larger) -> None:
+        """Like ``run``, after a first answer that a thread has got."""
+        errand, self._size = first.errand, first.errand.total
+        await in_thread(self._resources.threads, lambda: self._part.restart(first.identity))
+        self._segments = SegmentMap.of(self._size, self._part.written)
+        span = self._segments.take_at(0, errand.end)
+
+        async def receive(reception: Reception) -> None:
+            try:
+                await self._resources.lanes.fetch(errand, span, reception.intake, first.opened)
+            finally:
+                self._segments.release(span)
+                with anyio.CancelScope(shield=True):
+                    await stack.aclose()
+
+        await self._run(stack, receive)
+
+    async def _run(self, stack: AsyncExitStack, first: FirstWork) -> None:
         await in_thread(self._resources.threads, self._reserve)
         self._meter.begin(done=self._part.written.total, total=self._size)
         intake = self._resources.intake(self._part, self._follower, self._meter, self._size)
@@ -145,7 +166,7 @@ class Transfer:
             async with anyio.create_task_group() as group:
                 group.start_soon(self._follow, group)
                 group.start_soon(self._watch, reception, group)
-                group.start_soon(self._work, reception, group, (stack, reply, span))
+                group.start_soon(self._work, reception, group, first)
         finally:
             with anyio.CancelScope(shield=True):
                 await stack.aclose()
@@ -223,13 +244,12 @@ class Transfer:
         self,
         reception: Reception,
         group: TaskGroup,
-        first: tuple[AsyncExitStack, Reply, Span] | None = None,
+        first: FirstWork | None = None,
     ) -> None:
         self._workers += 1
         try:
             if first is not None:
-                stack, reply, span = first
-                await self._guard(group, self._receive(reception, stack, reply, span))
+                await self._guard(group, first(reception))
             while self._workers <= self._growth.target and self._error is None:
                 new = self._segments.take(self._growth.target) or self._segments.steal()
                 if new is None:

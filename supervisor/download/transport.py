@@ -6,6 +6,7 @@ another host, and because a signed address is worth keeping for the next range.
 
 from __future__ import annotations
 
+import re
 import ssl
 from base64 import b64encode
 from collections.abc import AsyncIterator, Mapping
@@ -13,7 +14,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit, urlunsplit
@@ -39,6 +40,7 @@ REDIRECTS = frozenset({301, 302, 303, 307, 308})
 # aiohttp drops what it holds when a connection breaks: let it hold little.
 READ_BUFFER_BYTES = 64 * 1024
 MAX_RETRY_AFTER_S = 3600.0
+_UNCLEAN = re.compile(r'[\x00- "<>\\^`{|}]')
 
 
 class LinkExpiredError(TransientTransferError):
@@ -222,10 +224,10 @@ def _redirected(link: Link, location: str) -> Link:
     return Link(str(target), link.headers if keeps else {}, signed=True)
 
 
+@lru_cache(maxsize=64)
 def literal_url(url: str) -> URL:
     """Parse an address; a clean one is taken literally: re-quoting may break a signature."""
-    literal = url.isascii() and not any(c <= " " or c in '"<>\\^`{|}' for c in url)
-    return URL(url, encoded=literal)
+    return URL(url, encoded=url.isascii() and _UNCLEAN.search(url) is None)
 
 
 def _is_encoded(response: aiohttp.ClientResponse) -> bool:

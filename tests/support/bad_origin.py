@@ -60,6 +60,7 @@ class Origin:
     sent: int = 0
     open: int = 0
     most_open: int = 0
+    connections: int = 0  # ever made
 
     @property
     def url(self) -> str:
@@ -85,6 +86,7 @@ async def serve(
         task = asyncio.current_task()
         assert task is not None
         handlers.add(task)
+        origin.connections += 1
         try:
             while await _serve_one(origin, reader, writer):
                 pass
