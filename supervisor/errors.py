@@ -128,6 +128,10 @@ class ChecksumMismatchError(PermanentTransferError):
     """The bytes are not the ones that were announced."""
 
 
+class UnreachableError(PermanentTransferError):
+    """The source may not be asked: the configuration says so."""
+
+
 class DiskFullError(PermanentTransferError):
     """There is no room for the file."""
 

@@ -57,6 +57,11 @@ _Finding = tuple[KeyPath, object, str, str | None]
 def _findings(settings: Settings) -> Iterator[_Finding]:
     yield from _ports(settings)
     yield from _sync(settings)
+    for name, variable in (("hf_endpoint", "HF_ENDPOINT"), ("civitai_endpoint", None)):
+        address = getattr(settings.models, name)
+        if not address.startswith(_HTTP):
+            hint = f"like https://{address}" if address else f"unset {variable or name}"
+            yield ("models", name), address, "must be an http(s) URL", hint
     for path, text in ((("comfyui", "args"), settings.comfyui.args),):
         try:
             shlex.split(text)

@@ -6,6 +6,7 @@ import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import anyio
@@ -35,6 +36,7 @@ from supervisor.models.queue import Job
 from supervisor.models.reporter import Reporter
 from supervisor.models.requests import required_names, same_file
 from supervisor.models.transfers import ResolvedAhead
+from supervisor.models.unasked import fetch_or_keep
 from supervisor.models.wanted import Wanted
 
 log = logging.getLogger("supervisor.models")
@@ -324,7 +326,8 @@ class ModelManager:
             self._on_progress(job, step, seen)
 
         ahead = ResolvedAhead(resolver, job.take_resolved(anyio.current_time()))
-        self._finish(job, await self._downloader.fetch(request, ahead, progress))
+        kept = partial(self.outcomes.kept, request)
+        self._finish(job, await fetch_or_keep(self._downloader, request, ahead, progress, kept))
 
     async def _unfold_early(self, job: Job) -> None:
         with suppress(TransferError):  # the transfer meets it again and reports it

@@ -38,6 +38,19 @@ class Outcomes:
             size_bytes=result.size_bytes,
         )
 
+    def kept(self, request: DownloadRequest, exc: TransferError) -> None:
+        """A file is used as it is, because its source cannot be asked."""
+        message = f"{request.name} is used as it is: {exc.message}"
+        log.warning("%s", message)
+        self._bus.publish(
+            "download.kept",
+            message,
+            severity=Severity.WARNING,
+            subject=request.name,
+            source=request.source,
+            hint=exc.hint,
+        )
+
     def postponed(
         self, request: DownloadRequest, exc: TransferError, *, delay_s: float, attempt: int
     ) -> None:

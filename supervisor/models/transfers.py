@@ -55,12 +55,15 @@ class ResolvedAhead:
 
     def __init__(self, source: Resolver, first: Resolved | None) -> None:
         self.source = source
+        self.answered = False  # whether the source has said what the file is
         self._first = first
 
     async def resolve(self, request: DownloadRequest) -> Resolved:
         """Give the known answer once, then ask."""
         first, self._first = self._first, None
-        return first or await self.source.resolve(request)
+        resolved = first or await self.source.resolve(request)
+        self.answered = True
+        return resolved
 
 
 class DirectDownloader:

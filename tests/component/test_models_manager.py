@@ -26,10 +26,13 @@ from supervisor.download.request import (
 from supervisor.errors import (
     AuthRequiredError,
     ControlError,
+    NotFoundError,
     TransferError,
     TransientTransferError,
+    UnreachableError,
 )
 from supervisor.models.manager import ModelManager
+from tests.support.model_files import safetensors
 
 pytestmark = pytest.mark.anyio
 
@@ -417,6 +420,49 @@ async def test_reconcile_tries_again_what_failed(tmp_path: Path) -> None:
         assert rig.state.snapshot.notes == ()
         assert rig.state.snapshot.required_downloads == {"gated", "large", "held"}
         assert rig.engine.started.count("held") == 1
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        AuthRequiredError("Cannot fetch it: gated"),
+        NotFoundError("Cannot fetch it: gone"),
+        UnreachableError("Cannot fetch it: HF_HUB_OFFLINE is set"),
+        TransientTransferError("Cannot fetch it: the hub is down"),
+    ],
+)
+async def test_what_is_whole_does_not_wait_for_its_source(
+    tmp_path: Path, error: TransferError
+) -> None:
+    rig = make(tmp_path, give_up_after=1)
+    rig.source.error = error
+    whole = safetensors(tmp_path / "whole.safetensors", ["a.weight"])
+    size = whole.stat().st_size
+    safetensors(tmp_path / "cut.safetensors", ["a.weight"], truncate=1)
+    safetensors(tmp_path / "other.safetensors", ["a.weight"])
+    names = ("whole", "cut", "absent")
+    requests = [rig.request(f"{name}.safetensors") for name in names]
+    other = rig.request("other.safetensors", size + 1)
+    rig.engine.errors[other.name] = [error]
+    assert not await rig.manager.run_until_done([*requests, other])
+    states = {f.name: f.state for f in rig.state.snapshot.downloads.files}
+    assert states == {
+        "whole.safetensors": DownloadState.DONE,
+        "cut.safetensors": DownloadState.FAILED,
+        "absent.safetensors": DownloadState.FAILED,
+        "other.safetensors": DownloadState.FAILED,
+    }
+    (kept,) = [e for e in rig.bus.recent() if e.kind == "download.kept"]
+    assert kept.subject == "whole.safetensors"
+    assert error.message in kept.message
+
+
+async def test_what_the_source_has_judged_is_not_kept(tmp_path: Path) -> None:
+    rig = make(tmp_path, give_up_after=1)
+    safetensors(tmp_path / "old.safetensors", ["a.weight"])
+    rig.source.sizes = {"old.safetensors": 10**6}  # the remote file is another one
+    rig.engine.errors["old.safetensors"] = [TransientTransferError("Cannot fetch it: cut")]
+    assert not await rig.manager.run_until_done([rig.request("old.safetensors")])
 
 
 async def test_a_folder_becomes_its_files(tmp_path: Path) -> None:

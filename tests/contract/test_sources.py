@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import aiohttp
 import anyio
 import pytest
 
-from supervisor.config.settings import ModelFile, ModelsSection
+from supervisor.config.settings import ModelsSection
 from supervisor.core.events import EventBus
 from supervisor.core.state import StateStore
-from supervisor.download.request import DownloadRequest, Progress, Resolved, TransferResult
+from supervisor.download.request import DownloadRequest, Progress, TransferResult
 from supervisor.errors import (
     AuthRequiredError,
     ChecksumMismatchError,
@@ -25,74 +24,15 @@ from supervisor.errors import (
 )
 from supervisor.models.manager import ModelManager
 from supervisor.models.preflight import Preflight
-from supervisor.models.requests import file_request
 from supervisor.models.sources import open_sources, registry
-from supervisor.models.sources.base import DirectFetcher, SourceContext, retry_after_s
+from supervisor.models.sources.base import DirectFetcher, retry_after_s
 from supervisor.models.transfers import DirectDownloader
-from tests.support.hub import CIVITAI_TOKEN, HF_TOKEN, Hub, host_of, serve, sha256
+from tests.support.hub import CIVITAI_TOKEN, HF_TOKEN, host_of, sha256
+from tests.support.sources import World, offer, world
 
 pytestmark = pytest.mark.anyio
 
 DATA = bytes(range(256)) * 40
-
-
-@dataclass
-class World:
-    """The stand-in hub, and sources that talk to it."""
-
-    hub: Hub
-    context: SourceContext
-    directory: Path
-
-    def request(
-        self, source: str, reference: str, to: str = "loras/f.safetensors"
-    ) -> DownloadRequest:
-        section = ModelsSection(hf_endpoint=self.hub.hub_url, civitai_endpoint=self.hub.hub_url)
-        if source == "huggingface":
-            file = ModelFile(huggingface=reference, to=to)
-        elif source == "civitai":
-            file = ModelFile(civitai=int(reference), to=to)
-        else:
-            file = ModelFile(url=reference, to=to)
-        return file_request(file, section=section, directory=self.directory / "models")
-
-    async def resolve(self, request: DownloadRequest, **changes: object) -> Resolved:
-        sources = open_sources(replace(self.context, **changes))  # type: ignore[arg-type]
-        return await sources[request.source].resolve(request)
-
-    async def read(self, resolved: Resolved) -> bytes:
-        async with self.context.session.get(resolved.url, headers=resolved.headers) as response:
-            response.raise_for_status()
-            return await response.read()
-
-
-@asynccontextmanager
-async def world(tmp_path: Path, **context: object) -> AsyncIterator[World]:
-    async with serve(Hub()) as hub, aiohttp.ClientSession() as session:
-        base = SourceContext(
-            session=session,
-            hf_endpoint=hub.hub_url,
-            civitai_endpoint=hub.hub_url,
-            answer_timeout_s=10.0,
-        )
-        yield World(hub, replace(base, **context), tmp_path)  # type: ignore[arg-type]
-
-
-def offer(world: World, source: str, data: bytes) -> DownloadRequest:
-    """Put ``data`` on offer and return the request for it."""
-    if source == "huggingface":
-        world.hub.add("owner/repo", "sub/f.safetensors", data)
-        return world.request(source, "owner/repo:sub/f.safetensors")
-    if source == "civitai":
-        world.hub.add_version(77, "f.safetensors", data)
-        return world.request(source, "77")
-    if source == "file":
-        path = world.directory / "elsewhere" / "f.safetensors"
-        path.parent.mkdir()
-        path.write_bytes(data)
-        return world.request(source, path.as_uri())
-    world.hub.files["/files/f.safetensors"] = (data, {})
-    return world.request(source, f"{world.hub.hub_url}/files/f.safetensors")
 
 
 def absent(world: World, source: str) -> DownloadRequest:
@@ -204,97 +144,6 @@ async def test_signed_addresses_are_made_anew(tmp_path: Path, source: str) -> No
             with pytest.raises(aiohttp.ClientResponseError):
                 await w.read(first)
         assert await w.read(await w.resolve(request)) == DATA
-
-
-# -- Hugging Face ---------------------------------------------------------------------------
-
-
-async def test_hub_hash_is_known_before_the_first_byte(tmp_path: Path) -> None:
-    async with world(tmp_path) as w:
-        request = offer(w, "huggingface", DATA)
-        resolved = await w.resolve(request)
-        assert resolved.sha256 == sha256(DATA)
-        assert host_of(resolved.url) == host_of(w.hub.cdn_url)
-        with pytest.raises(PermanentTransferError, match="sha256"):
-            await w.resolve(replace(request, sha256="0" * 64))
-
-
-@pytest.mark.parametrize("token", [None, "hf_wrong"])
-async def test_gated_names_page_and_variable(tmp_path: Path, token: str | None) -> None:
-    async with world(tmp_path, hf_token=token) as w:
-        request = offer(w, "huggingface", DATA)
-        w.hub.gated = {"owner/repo"}
-        with pytest.raises(AuthRequiredError, match="gated") as caught:
-            await w.resolve(request)
-        assert caught.value.hint is not None
-        assert f"{w.hub.hub_url}/owner/repo" in caught.value.hint
-        assert "HF_TOKEN" in caught.value.hint
-        assert (await w.resolve(request, hf_token=HF_TOKEN)).size_bytes == len(DATA)
-
-
-async def test_private_renamed_and_small_files(tmp_path: Path) -> None:
-    async with world(tmp_path) as w:
-        request = offer(w, "huggingface", DATA)
-        w.hub.private = {"owner/repo"}
-        with pytest.raises(AuthRequiredError, match="private"):
-            await w.resolve(request)
-        w.hub.private = set()
-        w.hub.renamed = {"old/name": "owner/repo"}
-        old = w.request("huggingface", "old/name:sub/f.safetensors")
-        assert await w.read(await w.resolve(old)) == DATA
-        w.hub.small = {"owner/repo:sub/f.safetensors"}
-        small = await w.resolve(request)
-        assert (small.size_bytes, small.sha256) == (len(DATA), None)
-        assert await w.read(small) == DATA
-
-
-async def test_revision_is_asked_for(tmp_path: Path) -> None:
-    async with world(tmp_path) as w:
-        offer(w, "huggingface", DATA)
-        await w.resolve(w.request("huggingface", "owner/repo:sub/f.safetensors@v1"))
-        assert "/resolve/v1/" in w.hub.seen[-1].path
-        with pytest.raises(NotFoundError, match="revision v9"):
-            await w.resolve(w.request("huggingface", "owner/repo:sub/f.safetensors@v9"))
-
-
-async def test_offline_asks_nobody(tmp_path: Path) -> None:
-    async with world(tmp_path, hf_offline=True) as w:
-        with pytest.raises(PermanentTransferError, match="HF_HUB_OFFLINE"):
-            await w.resolve(offer(w, "huggingface", DATA))
-        assert not w.hub.seen
-
-
-async def test_a_whole_repository_over_several_pages(tmp_path: Path) -> None:
-    async with world(tmp_path) as w:
-        for name in ("config.json", "a.safetensors", "sub/b.safetensors", "sub/deep/c.bin"):
-            w.hub.add("owner/repo", name, name.encode())
-        w.hub.add("owner/repo", "README.md", b"text")
-        w.hub.small = {"owner/repo:config.json"}
-        preflight = Preflight(open_sources(w.context))
-        whole = await preflight.expand(w.request("huggingface", "owner/repo", "vibevoice/X/"))
-        assert {r.name for r in whole} == {
-            "vibevoice/X/config.json",
-            "vibevoice/X/a.safetensors",
-            "vibevoice/X/sub/b.safetensors",
-            "vibevoice/X/sub/deep/c.bin",
-        }
-        by_name = {r.name: r for r in whole}
-        one = by_name["vibevoice/X/sub/b.safetensors"]
-        assert one.sha256 == sha256(b"sub/b.safetensors")
-        assert one.destination == w.directory / "models/vibevoice/X/sub/b.safetensors"
-        assert await w.read(await w.resolve(one)) == b"sub/b.safetensors"
-        assert by_name["vibevoice/X/config.json"].sha256 is None
-        assert sum(1 for s in w.hub.seen if "/tree/" in s.path) == 3
-        part = await preflight.expand(w.request("huggingface", "owner/repo:sub/", "diffusers/X/"))
-        assert {r.name for r in part} == {"diffusers/X/b.safetensors", "diffusers/X/deep/c.bin"}
-
-
-async def test_a_hostile_tree_cannot_leave_the_folder(tmp_path: Path) -> None:
-    async with world(tmp_path) as w:
-        w.hub.add("owner/repo", "../../evil.safetensors", b"x")
-        preflight = Preflight(open_sources(w.context))
-        with pytest.raises(PermanentTransferError, match=r"\.\."):
-            await preflight.expand(w.request("huggingface", "owner/repo", "vibevoice/X/"))
 
 
 # -- CivitAI --------------------------------------------------------------------------------

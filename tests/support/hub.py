@@ -44,6 +44,9 @@ class Hub:
     gated: set[str] = field(default_factory=set)
     private: set[str] = field(default_factory=set)
     renamed: dict[str, str] = field(default_factory=dict)
+    refusals: dict[str, tuple[int, str]] = field(default_factory=dict)  # status, message
+    bare: bool = False  # a mirror that leaves the X-Linked headers out
+    links_to: str = ""  # host in the addresses of further pages
     versions: dict[int, dict[str, Any]] = field(default_factory=dict)
     models: dict[int, dict[str, Any]] = field(default_factory=dict)
     locked: set[int] = field(default_factory=set)  # CivitAI versions that need a login
@@ -122,6 +125,9 @@ class Hub:
         return web.Response(status=status, headers=headers)
 
     def _refusal(self, request: web.Request, repo: str) -> web.Response | None:
+        if repo in self.refusals:
+            status, message = self.refusals[repo]
+            return web.Response(status=status, headers={"X-Error-Message": message})
         authorised = request.headers.get("Authorization") == f"Bearer {HF_TOKEN}"
         if repo in self.gated and not authorised:
             return self._error(401, "GatedRepo")
@@ -150,7 +156,10 @@ class Hub:
             "X-Linked-Size": str(len(data)),
             "X-Repo-Commit": "c0ffee",
         }
-        return web.Response(status=302, headers=headers)
+        if self.bare:
+            headers = {"Location": headers["Location"]}
+        text = f"Found. Redirecting to {headers['Location']}"
+        return web.Response(status=302, headers=headers, text=text)
 
     async def tree(self, request: web.Request) -> web.Response:
         repo = f"{request.match_info['owner']}/{request.match_info['name']}"
@@ -166,7 +175,8 @@ class Hub:
         page = entries[start : start + self.page_size]
         headers = {}
         if start + self.page_size < len(entries):
-            following = f"{self.hub_url}{request.path}?recursive=1&cursor={start + self.page_size}"
+            host = self.links_to or self.hub_url
+            following = f"{host}{request.path}?recursive=1&cursor={start + self.page_size}"
             headers["Link"] = f'<{following}>; rel="next"'
         return web.json_response(page, headers=headers)
 

@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 import pytest
+from pydantic import SecretStr
 
 from supervisor.config.load import LoadedSettings, load_settings
 from supervisor.config.toml_file import key_lines
@@ -346,6 +347,14 @@ def test_empty_variables_are_unset() -> None:
 
 def test_same_port_is_fine_when_one_of_the_two_is_off() -> None:
     load("[comfyui]\nport = 8080\n[filebrowser]\nenabled = false\n")
+
+
+def test_a_mirror_needs_a_whole_address() -> None:
+    problem = one(HF_ENDPOINT="hf-mirror.com")
+    assert (problem.key, problem.source) == ("models.hf_endpoint", "HF_ENDPOINT")
+    assert problem.hint == "like https://hf-mirror.com"
+    assert load(HF_ENDPOINT="").settings.models.hf_endpoint == "https://huggingface.co"
+    assert load(HF_TOKEN="a", HUGGING_FACE_HUB_TOKEN="b").settings.models.hf_token == SecretStr("a")
 
 
 def test_lines_of_a_file() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import netrc
+import re
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -13,6 +14,7 @@ from typing import Protocol, runtime_checkable
 from urllib.parse import urlsplit
 
 import aiohttp
+from pydantic import SecretStr
 
 from supervisor.config.settings import ModelsSection
 from supervisor.core.clock import wall_time_s
@@ -36,6 +38,9 @@ REDIRECTS = frozenset({301, 302, 303, 307, 308})
 MAX_REDIRECTS = 10
 # For the small answers of APIs; bodies of models are the engine's business.
 ANSWER_TIMEOUT_S = 30.0
+_PORTS = {"http": 80, "https": 443}
+# The hub's form of the IETF draft: nothing remains, anew in t seconds.
+_RATE_LIMIT = re.compile(r"\br\s*=\s*0\s*;\s*t\s*=\s*(\d+)")
 USER_AGENT = "comfypod-supervisor"
 
 
@@ -90,18 +95,17 @@ class SourceContext:
     def from_settings(
         cls, section: ModelsSection, *, session: aiohttp.ClientSession, environ: Mapping[str, str]
     ) -> SourceContext:
-        """Read endpoints and tokens; HF_HUB_OFFLINE and NETRC come from ``environ``."""
+        """Read endpoints and tokens; offline flags and NETRC come from ``environ``."""
+        offline = environ.get("HF_HUB_OFFLINE") or environ.get("TRANSFORMERS_OFFLINE") or ""
         home = environ.get("HOME")
         default = Path(home) / ".netrc" if home else None
         return cls(
             session=session,
             hf_endpoint=section.hf_endpoint.rstrip("/"),
-            hf_token=section.hf_token.get_secret_value() if section.hf_token else None,
-            hf_offline=truthy(environ.get("HF_HUB_OFFLINE", "")),
+            hf_token=clean_token(section.hf_token),
+            hf_offline=truthy(offline),
             civitai_endpoint=section.civitai_endpoint.rstrip("/"),
-            civitai_token=(
-                section.civitai_token.get_secret_value() if section.civitai_token else None
-            ),
+            civitai_token=clean_token(section.civitai_token),
             netrc=Path(environ["NETRC"]) if environ.get("NETRC") else default,
         )
 
@@ -116,6 +120,13 @@ class SourceContext:
         return Credentials(entry[0], entry[2]) if entry else None
 
 
+def clean_token(secret: SecretStr | None) -> str | None:
+    """A token fit for a header, as huggingface_hub cleans it: pasted ones end in a newline."""
+    if secret is None:
+        return None
+    return secret.get_secret_value().replace("\r", "").replace("\n", "").strip() or None
+
+
 def truthy(value: str) -> bool:
     """Read a flag as huggingface_hub does (1, ON, YES, TRUE)."""
     return value.strip().upper() in {"1", "ON", "YES", "TRUE"}
@@ -123,8 +134,16 @@ def truthy(value: str) -> bool:
 
 def same_host(one: str, other: str) -> bool:
     """Whether two URLs share scheme, host and port, so that a token may travel along."""
-    a, b = urlsplit(one), urlsplit(other)
-    return (a.scheme, a.netloc) == (b.scheme, b.netloc)
+    return _origin(one) == _origin(other)
+
+
+def _origin(url: str) -> tuple[str, str, int | None]:
+    parts = urlsplit(url)
+    try:
+        port = parts.port
+    except ValueError:
+        port = -1  # equal to no usable one
+    return parts.scheme, parts.hostname or "", port or _PORTS.get(parts.scheme)
 
 
 @asynccontextmanager
@@ -197,8 +216,11 @@ def check_status(
 
 
 def retry_after_s(headers: Mapping[str, str]) -> float | None:
-    """Seconds that ``Retry-After`` asks for, as a number or as a date; at most an hour."""
+    """Seconds that ``Retry-After`` or ``RateLimit`` asks for; at most an hour."""
     value = headers.get("Retry-After", "").strip()
+    if not value:
+        used_up = _RATE_LIMIT.search(headers.get("RateLimit", ""))
+        value = used_up[1] if used_up else ""
     if not value:
         return None
     try:

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
 from typing import Any
-from urllib.parse import quote, urljoin
+from urllib.parse import quote, urljoin, urlsplit, urlunsplit
 
 from supervisor.download.request import DownloadRequest, Resolved
 from supervisor.errors import (
@@ -19,6 +19,7 @@ from supervisor.errors import (
     NotFoundError,
     PermanentTransferError,
     TransientTransferError,
+    UnreachableError,
 )
 from supervisor.models.folders import safe_relative
 from supervisor.models.references import HubReference, parse_hub
@@ -37,6 +38,11 @@ from supervisor.models.sources.base import (
 # Repository furniture that no model loader reads.
 _NOT_WANTED = frozenset({".gitattributes", ".gitignore", "README.md", "LICENSE"})
 _MAX_PAGES = 1000
+# Besides HF_ENDPOINT, the hosts that a token may be shown to (huggingface_hub 2.4).
+_HUB = ("https://huggingface.co", "https://hf.co")
+# ``X-Error-Message`` where there is no code of its own (huggingface_hub 2.4, utils/_http.py).
+_DISABLED = "Access to this resource is disabled."
+_BAD_TOKEN = "Invalid credentials in Authorization header"  # noqa: S105 - a message
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,8 +54,21 @@ class HubFile:
     sha256: str | None
 
 
+def is_hub(url: str) -> bool:
+    """Whether an address is Hugging Face's own, to which mirrors send what they lack."""
+    return any(same_host(url, own) for own in _HUB)
+
+
+def at_endpoint(url: str, endpoint: str) -> str:
+    """The address at the mirror, when an answer passed on by a mirror names the hub itself."""
+    if not is_hub(url) or is_hub(endpoint):
+        return url
+    parts = urlsplit(url)
+    return endpoint + urlunsplit(("", "", parts.path, parts.query, ""))
+
+
 class HuggingFaceSource:
-    """The hub, or a mirror named by HF_ENDPOINT. The token goes to that host only."""
+    """The hub, or a mirror named by HF_ENDPOINT. The token goes to the hub's hosts only."""
 
     def __init__(self, context: SourceContext) -> None:
         self._context = context
@@ -79,11 +98,11 @@ class HuggingFaceSource:
                         request, _resolved(url, self._headers, response.headers, reference)
                     )
                 target = urljoin(url, location)
-                if not same_host(target, url):
+                if not same_host(target, url) and not is_hub(target):
                     return require_agreement(
                         request, _resolved(target, {}, response.headers, reference)
                     )
-            url = target  # renamed repositories and small files stay on the same host
+            url = target  # renamed repositories and small files stay on the hub
         raise TransientTransferError(f"Cannot {doing}: more than {MAX_REDIRECTS} redirects")
 
     async def expand(self, request: DownloadRequest) -> tuple[DownloadRequest, ...]:
@@ -145,7 +164,7 @@ class HuggingFaceSource:
         raise TransientTransferError(f"Cannot {doing}: more than {MAX_REDIRECTS} redirects")
 
     def _same_host(self, url: str, location: str, *, doing: str) -> str:
-        target = urljoin(url, location)
+        target = at_endpoint(urljoin(url, location), self._context.hf_endpoint)
         if not same_host(target, self._context.hf_endpoint):
             raise PermanentTransferError(f"Cannot {doing}: the hub pointed to another host")
         return target
@@ -165,7 +184,7 @@ class HuggingFaceSource:
 
     def _require_online(self, name: str) -> None:
         if self._context.hf_offline:
-            raise PermanentTransferError(
+            raise UnreachableError(
                 f"Cannot fetch {name} from Hugging Face: HF_HUB_OFFLINE is set",
                 hint="unset HF_HUB_OFFLINE, or put the file in place by hand",
             )
@@ -178,8 +197,24 @@ class HuggingFaceSource:
             check_status(status, headers, doing=doing)
             return
         code = headers.get("X-Error-Code", "")
+        said = headers.get("X-Error-Message", "")
         page = f"{self._context.hf_endpoint}/{reference.repo}"
-        if code == "GatedRepo" or (status == 403 and not code):
+        if said == _DISABLED:
+            raise NotFoundError(
+                f"Cannot {doing}: Hugging Face has disabled {reference.repo}",
+                hint=f"{page} may say why; look for a copy elsewhere",
+            )
+        if said == _BAD_TOKEN:
+            raise AuthRequiredError(
+                f"Cannot {doing}: Hugging Face does not know the token",
+                hint="set a valid HF_TOKEN, or none: public files need none",
+            )
+        if status == 403 and not code:
+            raise AuthRequiredError(
+                f"Cannot {doing}: access to {reference.repo} is denied (403)",
+                hint=f"check what HF_TOKEN may read, and the terms on {page}",
+            )
+        if code == "GatedRepo":
             raise AuthRequiredError(
                 f"Cannot {doing}: {reference.repo} is gated", hint=self._gated_hint(page)
             )
@@ -231,7 +266,9 @@ def _resolved(
     url: str, headers: Mapping[str, str], answer: Mapping[str, str], reference: HubReference
 ) -> Resolved:
     linked = answer.get("X-Linked-ETag")
-    size = answer.get("X-Linked-Size") or answer.get("Content-Length")
+    # The length of a redirect is that of its own text.
+    own = None if "Location" in answer else answer.get("Content-Length")
+    size = answer.get("X-Linked-Size") or own
     return Resolved(
         url=url,
         headers=dict(headers),
