@@ -17,7 +17,9 @@ from supervisor.hardware.facts import ComfyUIFacts
 from supervisor.plan.gpu_policy import Flag
 
 # In every ComfyUI since spring 2023; passed even when the parser could not be read.
-UNIVERSAL = frozenset({"--listen", "--port", "--cpu", "--output-directory"})
+UNIVERSAL = frozenset(
+    {"--listen", "--port", "--cpu", "--output-directory", "--extra-model-paths-config"}
+)
 
 # Exclusive groups of comfy/cli_args.py (0.3.64 and autumn 2026), for parsers that were
 # read from --help, which does not show groups. Options that do not exist do no harm.
@@ -43,6 +45,9 @@ OPPOSED = (
     frozenset({"--enable-dynamic-vram", "--novram"}),
     frozenset({"--enable-dynamic-vram", "--highvram"}),
 )
+
+# ComfyUI collects what every one of these names.
+REPEATABLE = frozenset({"--extra-model-paths-config"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,7 +128,7 @@ def _refusal(
     groups: tuple[frozenset[str], ...],
 ) -> str | None:
     """Why a planned option is left out; None = keep it, "" = not worth a line."""
-    if flag.name in taken:
+    if flag.name in taken - REPEATABLE:
         return f"{flag.name} of the plan is left out: COMFYUI_ARGS sets it"
     for group in (*groups, *OPPOSED):
         if flag.name in group and (rivals := taken & group):

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from supervisor.config.secrets import is_secret_name
 from supervisor.hardware.facts import ComfyUIFacts, HostFacts
-from supervisor.models.folders import CORE_FOLDERS
+from supervisor.models.folders import ALIASES, CORE_FOLDERS
 from supervisor.plan.comfyui_args import Arguments, join_arguments
 from supervisor.plan.context import PlanContext, reachable
 from supervisor.plan.gpu_policy import (
@@ -234,13 +234,19 @@ def _models_flags(
         "supervisor:",
         f"  base_path: {_yaml_string(directory)}",
         "  is_default: true",
-        *(f"  {category}: {category}" for category in sorted(CORE_FOLDERS)),
+        *(f"  {category}: {_yaml_paths(category)}" for category in sorted(CORE_FOLDERS)),
     )
     # The name depends on the content: another directory is another file, never a mixture.
     checksum = zlib.crc32("\n".join(lines).encode())
-    path = context.settings.supervisor.state_dir / "comfyui" / f"models-{checksum:08x}.yaml"
+    path = _session_folder(context) / f"models-{checksum:08x}.yaml"
     flag = Flag("--extra-model-paths-config", (str(path),), "models.directory")
     return [flag], [EnsureLines(path, lines, 0o644)]
+
+
+def _yaml_paths(category: str) -> str:
+    """The folders of a category, older names first: ComfyUI puts each before the last one."""
+    older = [name for name, folder in ALIASES.items() if folder == category]
+    return _yaml_string("\n".join([*older, category])) if older else category
 
 
 def _vram_advice(gpu: GpuDecision, arguments: Arguments, facts: ComfyUIFacts | None) -> list[str]:
@@ -317,6 +323,6 @@ def _unavailable(root: Path, facts: ComfyUIFacts | None) -> tuple[str | None, st
     )
 
 
-def _yaml_string(path: Path) -> str:
-    escaped = str(path).replace("\\", "\\\\").replace('"', '\\"')
+def _yaml_string(text: Path | str) -> str:
+    escaped = str(text).replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
     return f'"{escaped}"'

@@ -12,6 +12,7 @@ from supervisor.config.settings import Settings
 from supervisor.core.retry import Backoff
 from supervisor.errors import ConfigError
 from supervisor.hardware.facts import ComfyUIFacts, HardwareFacts
+from supervisor.models.folders import CORE_FOLDERS
 from supervisor.plan.build import GeneratedSecrets, build_plan
 from supervisor.plan.model import Plan
 from supervisor.services.spec import (
@@ -106,7 +107,36 @@ def test_a_models_directory_elsewhere_is_made_known_to_comfyui() -> None:
     path = Path(spec.command[spec.command.index("--extra-model-paths-config") + 1])
     (lines,) = [s for s in spec.prepare if isinstance(s, EnsureLines) and s.path == path]
     assert lines.lines[:3] == ("supervisor:", '  base_path: "/m"', "  is_default: true")
-    assert "  loras: loras" in lines.lines
+    assert lines.mode == 0o644
+    categories = dict(line.strip().split(": ") for line in lines.lines[3:])
+    assert categories.keys() == CORE_FOLDERS
+    assert categories["loras"] == "loras"
+    # A volume from older days; the last one is where ComfyUI saves to.
+    assert categories["diffusion_models"] == '"unet\\ndiffusion_models"'
+    assert categories["text_encoders"] == '"clip\\ntext_encoders"'
+    assert categories["controlnet"] == '"t2i_adapter\\ncontrolnet"'
+
+
+def test_models_are_found_though_the_options_of_comfyui_cannot_be_read() -> None:
+    unreadable = machine(CARDS["l4-23034"], COMFYUI["unreadable"])
+    spec = service("comfyui", facts=unreadable, models={"directory": "/m"})
+    path = Path(spec.command[spec.command.index("--extra-model-paths-config") + 1])
+    assert path in [step.path for step in spec.prepare if isinstance(step, EnsureLines)]
+
+
+def test_the_users_own_model_paths_stay_beside_ours() -> None:
+    """ComfyUI reads every file that it is given, and extra_model_paths.yaml beside main.py."""
+    old = machine(CARDS["l4-23034"], COMFYUI["0.3.10-normalvram"])
+    mine = "--extra-model-paths-config /etc/mine.yaml"
+    spec = service("comfyui", facts=old, models={"directory": "/m"}, comfyui={"args": mine})
+    words = spec.command
+    given = [words[i + 1] for i, w in enumerate(words) if w == "--extra-model-paths-config"]
+    assert len(given) == 2
+    assert given[1] == "/etc/mine.yaml"
+    written = [step.path for step in spec.prepare if isinstance(step, EnsureLines)]
+    assert Path(given[0]) in written
+    assert Path("/etc/mine.yaml") not in written
+    assert not [path for path in written if path.name == "extra_model_paths.yaml"]
 
 
 def test_a_missing_comfyui_is_shown_and_the_rest_still_runs() -> None:
