@@ -3,7 +3,8 @@
 ``python -m benchmarks.sync [--quick] [--only NAME,…] [--scenario NAME,…] [--json FILE]``
 
 Every contender runs alone, as a process of its own, against a local S3 server that answers
-after 0.1 s, and watches the same folder. The clock runs from the writer's close to the
+after 0.1 s over a line of 125 MB/s, and watches the same folder. The server has a process of
+its own, too: looking at it must not slow it down. The clock runs from the writer's close to the
 moment the server has the bytes. What is not installed is skipped and said so. Contenders
 that are not done at the deadline are stopped: the files that are missing count as lost,
 those whose last bytes differ as torn.
@@ -30,10 +31,9 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from tests.support.s3_strict import StrictS3
+from benchmarks.sync_stage import Meter, Server
 
 ROOT = Path(__file__).parents[1]
-LATENCY_S = 0.1
 MIB = 1024 * 1024
 
 SHELL_LOOP = """
@@ -54,6 +54,10 @@ RCLONE = 'rclone copy "$SOURCE" "bucket:bucket/outputs/$(date -u +%F)" --no-trav
 AWS = (
     '"$AWS" s3 sync "$SOURCE" "s3://bucket/outputs/$(date -u +%F)" '
     "--endpoint-url $ENDPOINT --only-show-errors"
+)
+S5CMD = (
+    's5cmd --endpoint-url "$ENDPOINT" cp --no-clobber "$SOURCE/" '
+    '"s3://bucket/outputs/$(date -u +%F)/"'
 )
 OURS = """
 import sys, anyio
@@ -194,53 +198,12 @@ def contenders(endpoint: str, source: Path, state: Path) -> dict[str, list[str] 
         "shell-loop": ["bash", "-c", SHELL_LOOP] if has("inotifywait") else None,
         "rclone": ["bash", "-c", TIMER.format(command=RCLONE)] if has("rclone") else None,
         "aws-sync": ["bash", "-c", TIMER.format(command=AWS)] if _aws() else None,
+        "s5cmd": ["bash", "-c", TIMER.format(command=S5CMD)] if has("s5cmd") else None,
     }
 
 
 def _aws() -> str | None:
     return os.environ.get("AWS_CLI") or shutil.which("aws")
-
-
-class Meter:
-    """Sums CPU and takes the peak RSS of a process group, ended children included."""
-
-    def __init__(self, group: int) -> None:
-        self.group = group
-        self.cpu_s = 0.0
-        self.rss_mib = 0.0
-        self._seen: dict[int, float] = {}
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._run)
-
-    def __enter__(self) -> Meter:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.sample()
-        self._stop.set()
-        self._thread.join()
-
-    def _run(self) -> None:
-        while not self._stop.wait(0.25):
-            self.sample()
-
-    def sample(self) -> None:
-        """Look at every living process of the group."""
-        tick, page = os.sysconf("SC_CLK_TCK"), os.sysconf("SC_PAGE_SIZE")
-        cpu = rss = 0.0
-        for entry in Path("/proc").iterdir():
-            try:
-                fields = (entry / "stat").read_text().rpartition(")")[2].split()
-            except OSError:
-                continue
-            if int(fields[2]) != self.group:
-                continue
-            # utime, stime and those of children that were waited for
-            cpu += sum(map(int, fields[11:15])) / tick
-            rss = max(rss, int(fields[21]) * page / MIB)
-        self.cpu_s = max(self.cpu_s, cpu)
-        self.rss_mib = max(self.rss_mib, rss)
 
 
 @contextmanager
@@ -265,7 +228,7 @@ def running(command: list[str], environment: dict[str, str]) -> Iterator[Meter]:
 
 def measure(name: str, scenario: str, *, scale: float, wait_s: float) -> Result | None:
     """Run one contender through one scenario."""
-    with tempfile.TemporaryDirectory() as folder, StrictS3(pace_s=0, latency_s=LATENCY_S) as server:
+    with tempfile.TemporaryDirectory() as folder, Server() as server:
         source, state = Path(folder, "output"), Path(folder, "state")
         source.mkdir()
         command = contenders(server.endpoint, source, state)[name]
@@ -295,22 +258,17 @@ def measure(name: str, scenario: str, *, scale: float, wait_s: float) -> Result 
         with running(command, environment) as meter:
             # Programs and clients are loaded: what is measured is the steady state.
             (source / "warm-up.png").write_bytes(png(1000, 0))
-            _wait_until(lambda: any("warm-up" in key for key in list(server.objects)), 10)
+            _wait_until(lambda: server.count() > 0, 10)
             SCENARIOS[scenario](source, done, scale)
             _wait(server, done, wait_s)
         return _judge(name, scenario, server, done, meter)
 
 
-def _stored(server: StrictS3) -> dict[str, tuple[str, float]]:
-    found = {}
-    for key, stored in list(server.objects.items()):
-        found[key.split("/", 2)[2]] = (stored.sha256, stored.at)
-    return found
-
-
-def _wait(server: StrictS3, done: Written, wait_s: float) -> None:
+def _wait(server: Server, done: Written, wait_s: float) -> None:
     def complete() -> bool:
-        stored = _stored(server)
+        if server.count() < len(done.sha256):
+            return False
+        stored = server.objects()
         return all(stored.get(n, ("",))[0] == digest for n, digest in done.sha256.items())
 
     _wait_until(complete, wait_s)
@@ -322,8 +280,8 @@ def _wait_until(condition: Callable[[], bool], wait_s: float) -> None:
         time.sleep(0.1)
 
 
-def _judge(name: str, scenario: str, server: StrictS3, done: Written, meter: Meter) -> Result:
-    stored = _stored(server)
+def _judge(name: str, scenario: str, server: Server, done: Written, meter: Meter) -> Result:
+    stored = server.objects()
     good = [n for n, digest in done.sha256.items() if n in stored and stored[n][0] == digest]
     latencies = sorted(max(0.0, stored[n][1] - done.closed_at[n]) for n in good)
     complete = len(good) == len(done.sha256)
@@ -360,7 +318,7 @@ def main() -> None:
     """Run what was asked for and print one line a run."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="a tenth of the files")
-    parser.add_argument("--only", default="supervisor,shell-loop,rclone,aws-sync")
+    parser.add_argument("--only", default="supervisor,shell-loop,rclone,aws-sync,s5cmd")
     parser.add_argument("--scenario", default=",".join(SCENARIOS))
     parser.add_argument("--wait", type=float, default=60.0, help="seconds after the last close")
     parser.add_argument("--json", type=Path)

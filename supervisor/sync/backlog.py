@@ -19,6 +19,12 @@ class PathKey(NamedTuple):
     path: str
 
 
+# Such files are read once, held in memory while they are sent, and go side by side.
+SMALL_BYTES = 256 * 1024
+SMALL_LANES = 8  # times [sync] concurrency
+_HURRY_S = 0.5  # between two tries of a file while time runs out
+
+
 @dataclass(slots=True, eq=False)
 class Work:
     """A finished file.
@@ -43,13 +49,46 @@ class Work:
         """The name in memory."""
         return PathKey(self.tree.name, self.path)
 
+    @property
+    def small(self) -> bool:
+        """Whether it goes in one of the lanes for small files."""
+        return self.identity.size_bytes <= SMALL_BYTES
+
+
+class Lanes:
+    """How many files may be under way: some of any size, and many more small ones.
+
+    A small file's time is the server's answer, not the line; lanes are what hides it.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._used = {True: 0, False: 0}
+
+    def free(self, *, small: bool) -> bool:
+        """Whether one more of that kind may start."""
+        return self._used[small] < self._limit * (SMALL_LANES if small else 1)
+
+    def enter(self, work: Work) -> None:
+        """Count a file in."""
+        self._used[work.small] += 1
+
+    def leave(self, work: Work) -> None:
+        """Count it out again."""
+        self._used[work.small] -= 1
+
 
 class Backlog:
-    """Hands out what is due, oldest first; in a hurry everything is due, small first."""
+    """Hands out what is due, oldest first; in a hurry everything is due, small first.
 
-    def __init__(self) -> None:
+    One taker at a time.
+    """
+
+    def __init__(self, limit: int) -> None:
+        """Have at most ``limit`` files under way, and as many times more small ones."""
+        self.lanes = Lanes(limit)
         self._works: dict[PathKey, Work] = {}
-        self._heap: list[tuple[float, int, int, Work]] = []
+        self._heaps: dict[bool, list[tuple[float, int, int, Work]]] = {True: [], False: []}
         self._order = itertools.count()
         self._changed = anyio.Event()
         self._hurried = False
@@ -73,41 +112,52 @@ class Backlog:
         self._push(work)
 
     def _push(self, work: Work) -> None:
-        due_at = 0.0 if self._hurried else work.due_at
         size = work.identity.size_bytes if self._hurried else 0
-        heapq.heappush(self._heap, (due_at, size, next(self._order), work))
+        heapq.heappush(self._heaps[work.small], (work.due_at, size, next(self._order), work))
         self._changed.set()
-        self._changed = anyio.Event()
 
     async def take(self) -> Work:
         """Wait for a file that is due; give it back with ``finish`` or ``defer``."""
         while True:
-            changed = self._changed
-            if not self._heap:
-                await changed.wait()
-                continue
-            due_at, _, _, work = self._heap[0]
-            if self._works.get(work.key) is not work or work.taken:
-                heapq.heappop(self._heap)  # replaced or dropped meanwhile
-                continue
-            wait_s = due_at - anyio.current_time()
-            if wait_s <= 0:
-                heapq.heappop(self._heap)
-                work.taken = True
-                return work
+            self._changed = anyio.Event()
+            work = self._next()
+            wait_s = None
+            if work is not None:
+                wait_s = work.due_at - anyio.current_time()
+                if wait_s <= 0:
+                    heapq.heappop(self._heaps[work.small])
+                    work.taken = True
+                    self.lanes.enter(work)
+                    return work
             with anyio.move_on_after(wait_s):
-                await changed.wait()
+                await self._changed.wait()
+
+    def _next(self) -> Work | None:
+        """Return the first of the files whose lane is free."""
+        heads = []
+        for small, heap in self._heaps.items():
+            while heap and (self._works.get(heap[0][3].key) is not heap[0][3] or heap[0][3].taken):
+                heapq.heappop(heap)  # replaced or dropped meanwhile
+            if heap and self.lanes.free(small=small):
+                heads.append(heap[0])
+        return min(heads)[3] if heads else None
+
+    def _leave(self, work: Work) -> None:
+        self.lanes.leave(work)
+        self._changed.set()
 
     def finish(self, work: Work) -> bool:
         """Drop a file that was dealt with; True when it must be looked at again."""
+        self._leave(work)
         if self._works.get(work.key) is work:
             del self._works[work.key]
         return work.again
 
     def defer(self, work: Work, delay_s: float) -> None:
         """Queue a file again, later."""
+        self._leave(work)
         work.taken = False
-        work.due_at = anyio.current_time() + delay_s
+        work.due_at = anyio.current_time() + (min(delay_s, _HURRY_S) if self._hurried else delay_s)
         if self._works.get(work.key) is work:
             self._push(work)
 
@@ -122,7 +172,9 @@ class Backlog:
         self._hurried = True
         waiting = [w for w in self._works.values() if not w.taken]
         waiting.sort(key=lambda w: w.identity.mtime_ns)
-        self._heap.clear()
+        for heap in self._heaps.values():
+            heap.clear()
         for work in waiting:
+            work.due_at = 0.0
             self._push(work)
         self._hurried = stay

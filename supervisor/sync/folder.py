@@ -21,7 +21,6 @@ from supervisor.errors import ChecksumMismatchError, TransferError, TransientTra
 from supervisor.sync.model import Identity, RemoteFile, Stored, Upload
 from supervisor.sync.pacing import RateLimiter
 from supervisor.sync.target import (
-    CHUNK_BYTES,
     KeyTakenError,
     TargetRefusedError,
     read_chunks,
@@ -204,6 +203,3 @@ def _refused(exc: OSError, folder: Path) -> TransferError:
             act=True,
         )
     return TransientTransferError(f"Cannot store in {folder}: {exc.strerror or exc}")
-
-
-__all__ = ["CHUNK_BYTES", "FolderTarget"]

@@ -1,7 +1,8 @@
 """The journal of sync: what is known of every file, on the disk before it is acted upon.
 
 SQLite in WAL mode; docs/adr/0003-sync-journal.md argues why. Every method is one
-transaction, blocks on the disk and may be called from any thread.
+transaction (``together`` makes one of several), blocks on the disk and may be called from
+any thread.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import os
 import sqlite3
 import threading
 from collections.abc import Iterable, Iterator
-from contextlib import closing, contextmanager, suppress
+from contextlib import closing, contextmanager, nullcontext, suppress
 from pathlib import Path
 
 from supervisor.core.clock import wall_time_s
@@ -56,7 +57,8 @@ class Ledger:
             JournalError: it cannot be opened, or another supervisor has it open.
         """
         self.path = path
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
+        self._together = False
         self.set_aside: Path | None = None
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -88,13 +90,23 @@ class Ledger:
     def _transaction(self) -> Iterator[sqlite3.Connection]:
         with self._lock:
             try:
-                with self._connection:
+                with nullcontext() if self._together else self._connection:
                     yield self._connection
             except sqlite3.Error as exc:
                 raise JournalError(
                     f"Cannot write the sync journal {self.path}: {exc}",
                     hint="check the free space of the state directory",
                 ) from exc
+
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """Make one transaction of what this thread writes inside: all of it counts, or nothing."""
+        with self._transaction():
+            self._together = True
+            try:
+                yield
+            finally:
+                self._together = False
 
     def get(self, tree: str, path: str) -> Row | None:
         """Return what is known of a path."""

@@ -8,7 +8,6 @@ from __future__ import annotations
 import hashlib
 import json
 import struct
-from pathlib import Path
 from typing import BinaryIO
 
 # Workflows reach a few hundred KB; what is larger is not read.
@@ -16,16 +15,13 @@ _MAX_TEXT_BYTES = 8 * 1024 * 1024
 _HASH_DIGITS = 32
 
 
-def png_metadata(path: Path) -> dict[str, str]:
+def png_metadata(file: BinaryIO) -> dict[str, str]:
     """Return prompt-hash, workflow-hash and prompt-id of a PNG, as far as it carries them.
 
     Raises:
         OSError: the file cannot be read.
     """
-    if path.suffix.lower() != ".png":
-        return {}
-    with path.open("rb") as file:
-        texts = _texts(file)
+    texts = _texts(file)
     found: dict[str, str] = {}
     for name in ("prompt", "workflow"):
         if name in texts:

@@ -115,8 +115,9 @@ class Resume:
 class Upload:
     """One finished file on its way to ``key``.
 
-    ``replace`` allows other bytes at the key to be overwritten. ``look_first``: the target
-    may well have the bytes already (an earlier run, a key made of the checksum).
+    ``body``: all its bytes, when they are few. ``replace`` allows other bytes at the key to
+    be overwritten. ``look_first``: the target may well have the bytes already (an earlier
+    run, a key made of the checksum). ``retried``: an earlier try may have sent some of them.
     """
 
     source: Path
@@ -128,8 +129,10 @@ class Upload:
     record: UploadRecord
     replace: bool = False
     look_first: bool = False
+    retried: bool = False
     cache_control: str | None = None
     resume: Resume | None = None
+    body: bytes | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True, slots=True)

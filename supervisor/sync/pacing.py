@@ -19,7 +19,6 @@ class Gate:
         self._failures = 0
         self._open_at = -1.0
         self._wake = anyio.Event()
-        self._probe = anyio.Lock()
 
     @property
     def closed(self) -> bool:
@@ -51,18 +50,12 @@ class Gate:
         self._wake.set()
         self._wake = anyio.Event()
 
-    @asynccontextmanager
-    async def passage(self) -> AsyncIterator[None]:
-        """Wait until the gate is open; after a refusal one at a time goes through."""
-        if not self.closed:
-            yield
-            return
-        async with self._probe:
-            while (wait_s := self._open_at - anyio.current_time()) > 0:
-                wake = self._wake
-                with anyio.move_on_after(wait_s):
-                    await wake.wait()
-            yield
+    async def wait(self) -> None:
+        """Wait until somebody may try again."""
+        while (wait_s := self._open_at - anyio.current_time()) > 0:
+            wake = self._wake
+            with anyio.move_on_after(wait_s):
+                await wake.wait()
 
 
 class RateLimiter:

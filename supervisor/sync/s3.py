@@ -9,7 +9,6 @@ second to a key; conditional PutObject is there.
 
 from __future__ import annotations
 
-import ctypes
 import secrets
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
@@ -24,17 +23,18 @@ from aiobotocore.config import AioConfig
 from anyio import to_thread
 from botocore.exceptions import ClientError
 
+from supervisor import __version__
 from supervisor.config.settings import SyncSection
+from supervisor.sync.backlog import SMALL_LANES
 from supervisor.sync.credentials import Credentials, Keys
 from supervisor.sync.model import RemoteFile, Stored, Upload
 from supervisor.sync.pacing import RateLimiter
 from supervisor.sync.s3_bucket import MTIME, Bucket
-from supervisor.sync.s3_errors import is_forbidden, translated
+from supervisor.sync.s3_errors import is_forbidden, is_unknown, translated
 from supervisor.sync.s3_multipart import PARTS_AT_ONCE, Multipart
 from supervisor.sync.s3_put import SinglePut
 from supervisor.sync.s3_restore import download
 
-_M_MMAP_THRESHOLD = -3  # malloc.h
 SINGLE_PUT_BYTES = 8 * 1024 * 1024
 
 
@@ -47,7 +47,6 @@ class S3Target:
         credentials: Credentials,
         *,
         limiter: RateLimiter,
-        single_put_bytes: int = SINGLE_PUT_BYTES,
     ) -> None:
         self._settings = settings
         self._credentials = credentials
@@ -56,7 +55,6 @@ class S3Target:
         self._bucket = Bucket(settings.bucket, limiter, conditional=True if known else None)
         self._single = SinglePut(self._bucket)
         self._multipart = Multipart(self._bucket)
-        self._single_put_bytes = single_put_bytes
         self._stack = AsyncExitStack()
         self._opening = anyio.Lock()
         self._keys: Keys | None = None
@@ -93,6 +91,7 @@ class S3Target:
                 )
                 # An older client may still be in use: it is closed with the target.
                 self._s3 = await self._stack.enter_async_context(context)
+                self._s3.meta.events.register_last("before-call.s3", self._bucket.drop_expect)
                 self._keys, self._bucket.may_head = keys, True
             return self._s3
 
@@ -100,7 +99,7 @@ class S3Target:
         """Store one file; see ``Target.store``."""
         with translated(self._bucket.name, f"upload {upload.key}"):
             s3 = await self._client()
-            single = upload.identity.size_bytes <= self._single_put_bytes
+            single = upload.identity.size_bytes <= SINGLE_PUT_BYTES
             try:
                 if single and upload.resume is None:
                     return await self._single.store(s3, upload)
@@ -115,7 +114,8 @@ class S3Target:
         """Abort an upload of a dead run; without an id, those that were begun for the key.
 
         A run that dies between the server's answer and its own note leaves an upload of
-        which nobody has the id. Listing may be forbidden: R2 drops them after seven days.
+        which nobody has the id. Listing may be forbidden, or unknown to the server: R2 drops
+        them after seven days.
         """
         with translated(self._bucket.name, f"abort the upload of {key}"):
             s3 = await self._client()
@@ -125,7 +125,7 @@ class S3Target:
             try:
                 answer = await s3.list_multipart_uploads(Bucket=self._bucket.name, Prefix=key)
             except ClientError as exc:
-                if is_forbidden(exc):
+                if is_forbidden(exc) or is_unknown(exc):
                     return
                 raise
             for found in answer.get("Uploads", ()):
@@ -165,7 +165,6 @@ class S3Target:
 
 def _prepare_session(keys: Keys) -> Any:
     """Build a session and read botocore's large tables here, in a thread."""
-    _return_large_buffers()
     session: Any = aioboto3.Session(  # type: ignore[attr-defined,no-untyped-call]
         aws_access_key_id=keys.access_key_id or "none",
         aws_secret_access_key=keys.secret_access_key or "none",
@@ -177,17 +176,6 @@ def _prepare_session(keys: Keys) -> Any:
     return session
 
 
-def _return_large_buffers() -> None:
-    """Have parts of 8 MiB given back to the system when they are freed.
-
-    glibc raises its threshold for that up to 32 MiB by itself, after which every thread's
-    arena keeps some (``man 3 mallopt``, M_MMAP_THRESHOLD): 40 MiB more for one 2 GB video.
-    """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # not in musl
-    if mallopt is not None:
-        mallopt(_M_MMAP_THRESHOLD, 1024 * 1024)
-
-
 def _client_config(settings: SyncSection) -> AioConfig:
     return AioConfig(
         signature_version="s3v4",
@@ -196,6 +184,12 @@ def _client_config(settings: SyncSection) -> AioConfig:
         retries={"total_max_attempts": 1},  # the caller knows when to try again
         connect_timeout=10,
         read_timeout=60,
-        max_pool_connections=settings.concurrency + PARTS_AT_ONCE * 2,
-        s3={"addressing_style": "path" if settings.endpoint else "auto"},
+        max_pool_connections=settings.concurrency * SMALL_LANES + PARTS_AT_ONCE * 2,
+        user_agent=f"comfypod-supervisor/{__version__}",
+        s3={
+            "addressing_style": "path" if settings.endpoint else "auto",
+            # The signed Content-MD5 binds the body: no second hash of everything, also
+            # where there is no TLS.
+            "payload_signing_enabled": False,
+        },
     )

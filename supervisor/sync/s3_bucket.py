@@ -5,16 +5,17 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Awaitable
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import anyio
+from anyio import to_thread
 from botocore.exceptions import ClientError
 
 from supervisor.errors import TransientTransferError
 from supervisor.sync.model import Upload
 from supervisor.sync.pacing import ByteBudget, KeyPace, RateLimiter
 from supervisor.sync.s3_errors import is_forbidden, is_missing
-from supervisor.sync.target import KeyTakenError
+from supervisor.sync.target import KeyTakenError, hash_span
 
 T = TypeVar("T")
 
@@ -28,20 +29,33 @@ _SILENCE_S = 120.0
 _SLOWEST_BYTES_PER_S = 20_000
 
 
+class Seen(NamedTuple):
+    """What is at a key: our bytes, or others that may be replaced (their ETag), or nothing."""
+
+    ours: bool = False
+    other: str = ""
+
+
 @dataclass(slots=True)
 class Bucket:
     """What all uploads to a bucket share.
 
     ``may_head``: HEAD was not refused so far. ``conditional``: the server honours
-    If-None-Match; None while nobody knows.
+    If-None-Match; None while nobody knows. ``asks``: it answers "Expect: 100-continue".
     """
 
     name: str
     limiter: RateLimiter
     conditional: bool | None = None
     may_head: bool = True
+    asks: bool = True
     memory: ByteBudget = field(default_factory=lambda: ByteBudget(MEMORY_BYTES))
     pace: KeyPace = field(default_factory=KeyPace)
+
+    def drop_expect(self, params: dict[str, Any], **_: object) -> None:
+        """Take the header from a request that botocore prepares, where nobody answers it."""
+        if not self.asks:
+            params["headers"].pop("Expect", None)
 
     async def head(self, s3: Any, key: str) -> dict[str, Any] | None:
         """Return what HEAD says, None when the key is free or nobody may look."""
@@ -58,24 +72,28 @@ class Bucket:
             raise
         return answer
 
+    async def look(self, s3: Any, upload: Upload, md5: bytes | None) -> Seen:
+        """Look what is at the key of an upload.
+
+        Raises:
+            KeyTakenError: other bytes are, and may not be replaced.
+        """
+        found = await self.head(s3, upload.key)
+        if found is None:
+            return Seen()
+        if same(found, upload, md5):
+            return Seen(ours=True)
+        if upload.replace or await to_thread.run_sync(is_torn, found, upload):
+            return Seen(other=etag_of(found))
+        raise KeyTakenError(f"Cannot store {upload.key}: another object has that key")
+
     async def matches(self, s3: Any, upload: Upload, md5: bytes | None) -> bool:
         found = await self.head(s3, upload.key)
         return found is not None and same(found, upload, md5)
 
     async def holds(self, s3: Any, upload: Upload, md5: bytes | None) -> bool:
-        """Whether the very bytes are at the key.
-
-        Raises:
-            KeyTakenError: others are, and may not be replaced.
-        """
-        found = await self.head(s3, upload.key)
-        if found is None:
-            return False
-        if same(found, upload, md5):
-            return True
-        if not upload.replace:
-            raise KeyTakenError(f"Cannot store {upload.key}: another object has that key")
-        return False
+        """Whether the very bytes are at the key; see ``look``."""
+        return (await self.look(s3, upload, md5)).ours
 
 
 def headers_of(upload: Upload) -> dict[str, Any]:
@@ -103,6 +121,20 @@ def same(found: dict[str, Any], upload: Upload, md5: bytes | None) -> bool:
     return md5 is not None and etag_of(found) == md5.hex()
 
 
+def is_torn(found: dict[str, Any], upload: Upload) -> bool:
+    """Whether an object is the beginning of what an earlier try had sent; blocking.
+
+    S3 keeps whole objects or none. A server that writes into the object while it receives
+    (s3rver) leaves what it has when the client dies. Nobody but that try can miss it.
+    """
+    size = int(found.get("ContentLength", -1))
+    if not upload.retried or not 0 <= size <= upload.identity.size_bytes:
+        return False
+    digest = hashlib.md5(usedforsecurity=False)
+    hash_span(upload.source, upload.identity, digest, offset=0, size_bytes=size)
+    return etag_of(found) == digest.hexdigest()
+
+
 async def bounded(request: Awaitable[T], upload: Upload, size_bytes: int) -> T:
     """Await a request that carries so many bytes, but not for ever.
 
@@ -117,8 +149,3 @@ async def bounded(request: Awaitable[T], upload: Upload, size_bytes: int) -> T:
 def etag_of(answer: dict[str, Any]) -> str:
     """Return the ETag without its quotes."""
     return str(answer.get("ETag", "")).strip('"')
-
-
-def md5_of(data: bytes) -> bytes:
-    """Hash for Content-MD5 and to compare with an ETag."""
-    return hashlib.md5(data, usedforsecurity=False).digest()

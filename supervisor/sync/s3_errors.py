@@ -68,6 +68,11 @@ def is_missing(exc: ClientError) -> bool:
     return status_of(exc) == 404 and code_of(exc) != "NoSuchBucket"
 
 
+def is_unknown(exc: ClientError) -> bool:
+    """Whether the server does not have this operation."""
+    return status_of(exc) in (405, 501)
+
+
 @contextmanager
 def translated(bucket: str, doing: str) -> Iterator[None]:
     """Turn what botocore raises into the package's errors; secrets never get through."""

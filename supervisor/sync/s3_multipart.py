@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import math
 from collections.abc import Iterator
-from functools import partial
 from typing import Any
 
 import anyio
@@ -14,13 +13,14 @@ from botocore.exceptions import ClientError
 
 from supervisor.errors import TransferError, TransientTransferError
 from supervisor.sync.model import Resume, Stored, Upload
-from supervisor.sync.s3_bucket import Bucket, bounded, etag_of, headers_of, md5_of, same
+from supervisor.sync.s3_body import STREAM_BYTES, Span, md5_of, send
+from supervisor.sync.s3_bucket import Bucket, etag_of, headers_of, same
 from supervisor.sync.s3_errors import code_of, is_forbidden, is_missing
-from supervisor.sync.target import FileChangedError, KeyTakenError, expect_unchanged, read_part
+from supervisor.sync.target import FileChangedError, KeyTakenError, expect_unchanged
 
 MAX_PARTS = 10_000
 PART_BYTES = 8 * 1024 * 1024
-PARTS_AT_ONCE = 4
+PARTS_AT_ONCE = 8
 
 
 def part_size_bytes(size_bytes: int) -> int:
@@ -91,23 +91,19 @@ class Multipart:
         for number in missing:
             offset = (number - 1) * resume.part_size_bytes
             size = min(resume.part_size_bytes, upload.identity.size_bytes - offset)
-            async with self._bucket.memory.hold(size):
-                read = partial(
-                    read_part, upload.source, upload.identity, offset=offset, size_bytes=size
-                )
-                body = await to_thread.run_sync(read)
-                md5 = await to_thread.run_sync(md5_of, body)
+            span = Span(upload.source, upload.identity, offset, size)
+            async with self._bucket.memory.hold(STREAM_BYTES):
+                md5 = await md5_of(upload, span)
                 await self._bucket.limiter.spend(size)
-                request = s3.upload_part(
-                    Bucket=self._bucket.name,
-                    Key=upload.key,
+                answer = await send(
+                    self._bucket,
+                    s3.upload_part,
+                    upload,
+                    span,
                     UploadId=resume.upload_id,
                     PartNumber=number,
-                    Body=body,
                     ContentMD5=base64.b64encode(md5).decode(),
                 )
-                answer = await bounded(request, upload, size)
-                del body, request
             await to_thread.run_sync(upload.record.part, number, etag_of(answer))
             done[number] = etag_of(answer)
 

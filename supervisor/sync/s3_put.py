@@ -7,21 +7,21 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from anyio import to_thread
 from botocore.exceptions import ClientError
 
 from supervisor.sync.keys import alternative_key
 from supervisor.sync.model import Stored, Upload
-from supervisor.sync.s3_bucket import Bucket, bounded, etag_of, headers_of, md5_of
+from supervisor.sync.s3_body import STREAM_BYTES, Span, md5_of, send
+from supervisor.sync.s3_bucket import Bucket, etag_of, headers_of
 from supervisor.sync.s3_errors import is_missing, is_precondition, status_of
-from supervisor.sync.target import KeyTakenError, read_part
+from supervisor.sync.target import KeyTakenError
 
 # An ETag that no object has: with If-Match it asks "do you honour conditions?".
 _NO_ETAG = '"00000000000000000000000000000000"'
 
 
 class SinglePut:
-    """Stores files that fit into memory."""
+    """Stores files with one request."""
 
     def __init__(self, bucket: Bucket) -> None:
         self._bucket = bucket
@@ -29,14 +29,12 @@ class SinglePut:
     async def store(self, s3: Any, upload: Upload) -> Stored:
         """Store the file; see ``Target.store``. Raises what botocore raises, too."""
         size = upload.identity.size_bytes
-        async with self._bucket.memory.hold(size):
-            read = partial(read_part, upload.source, upload.identity, offset=0, size_bytes=size)
-            body = await to_thread.run_sync(read)
-            md5 = await to_thread.run_sync(md5_of, body)
+        async with self._bucket.memory.hold(min(size, STREAM_BYTES)):
+            md5 = await md5_of(upload, _whole(upload))
             if await self._there_already(s3, upload, md5):
                 return Stored(md5.hex(), verified=True, sent=False)
             await self._bucket.limiter.spend(size)
-            answer = await self._put_carefully(s3, upload, body, md5)
+            answer = await self._put_carefully(s3, upload, md5)
         if answer is None:
             return Stored(md5.hex(), verified=True, sent=False)
         etag = etag_of(answer)
@@ -51,11 +49,9 @@ class SinglePut:
             return False
         return await self._bucket.holds(s3, upload, md5)
 
-    async def _put_carefully(
-        self, s3: Any, upload: Upload, body: bytes, md5: bytes
-    ) -> dict[str, Any] | None:
+    async def _put_carefully(self, s3: Any, upload: Upload, md5: bytes) -> dict[str, Any] | None:
         """Put without ever replacing other bytes unless allowed; None: it was there."""
-        put = partial(self._put, s3, upload, body, md5)
+        put = partial(self._put, s3, upload, md5)
         if upload.replace:
             return await put()
         if self._bucket.conditional is None and self._bucket.may_head:
@@ -64,7 +60,7 @@ class SinglePut:
         elif self._bucket.conditional is None:
             # Nobody may look whether the key is free: try on one that only these bytes have.
             own = replace(upload, key=alternative_key(upload.key, upload.sha256))
-            await self._try_conditions(partial(self._put, s3, own, body, md5))
+            await self._try_conditions(partial(self._put, s3, own, md5))
         if not self._bucket.conditional:
             if not self._bucket.may_head:
                 raise KeyTakenError(f"Cannot tell whether {upload.key} is free")
@@ -80,10 +76,14 @@ class SinglePut:
         self, s3: Any, upload: Upload, md5: bytes, put: Any
     ) -> dict[str, Any] | None:
         """Find out whose bytes are at a key that is not free; None: they are ours."""
-        if self._bucket.may_head and await self._bucket.holds(s3, upload, md5):
-            return None
         if self._bucket.may_head:
-            raise KeyTakenError(f"Cannot store {upload.key}: another object has that key")
+            seen = await self._bucket.look(s3, upload, md5)
+            if seen.ours:
+                return None
+            if not seen.other:
+                raise KeyTakenError(f"Cannot store {upload.key}: another object had that key")
+            torn: dict[str, Any] = await put(IfMatch=f'"{seen.other}"')
+            return torn
         # Nobody may look, but the server compares: writing the same bytes is harmless.
         try:
             answer: dict[str, Any] = await put(IfMatch=f'"{md5.hex()}"')
@@ -112,17 +112,19 @@ class SinglePut:
         self._bucket.conditional = False
         return answer
 
-    async def _put(
-        self, s3: Any, upload: Upload, body: bytes, md5: bytes, **conditions: str
-    ) -> dict[str, Any]:
+    async def _put(self, s3: Any, upload: Upload, md5: bytes, **conditions: str) -> dict[str, Any]:
         await self._bucket.pace.wait(upload.key)
-        request = s3.put_object(
-            Bucket=self._bucket.name,
-            Key=upload.key,
-            Body=body,
+        answer: dict[str, Any] = await send(
+            self._bucket,
+            s3.put_object,
+            upload,
+            _whole(upload),
             ContentMD5=base64.b64encode(md5).decode(),
             **headers_of(upload),
             **conditions,
         )
-        answer: dict[str, Any] = await bounded(request, upload, len(body))
         return answer
+
+
+def _whole(upload: Upload) -> Span:
+    return Span(upload.source, upload.identity, 0, upload.identity.size_bytes)

@@ -38,7 +38,7 @@ from supervisor.sync.target import FileChangedError, Target, TargetRefusedError
 from supervisor.sync.targets import describe_target, make_target
 from supervisor.sync.tracker import Tracker
 from supervisor.sync.transfer import Result, Transfer
-from supervisor.sync.trees import KeyScheme, log_tree, output_tree, user_tree
+from supervisor.sync.trees import KeyScheme, user_tree, watched_trees
 
 _log = logging.getLogger("supervisor.sync")
 
@@ -93,15 +93,13 @@ class Syncer:
         self._metrics: MetricsSink = metrics or NoMetrics()
         self._host = host or socket.gethostname()
         self._custom_target = target
-        self._backlog = Backlog()
+        self._backlog = Backlog(settings.concurrency)
         self._gate = Gate(_GATE_BACKOFF)
         self._failed: dict[PathKey, Work] = {}
         self._refusal: TargetRefusedError | None = None
         self._running: _Running | None = None
         self._active = False
         self._progress = anyio.Event()
-
-    # Running
 
     async def run(self, *, task_status: TaskStatus[None] = anyio.TASK_STATUS_IGNORED) -> None:
         """Sync until cancelled; what is under way then is resumed by the next run.
@@ -138,8 +136,7 @@ class Syncer:
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(self._abandon_orphans)
             tasks.start_soon(tracker.run)
-            for _ in range(self._settings.concurrency):
-                tasks.start_soon(self._work)
+            tasks.start_soon(self._dispatch)
             if self._settings.delete_after_upload:
                 tasks.start_soon(partial(cleanup.run, ledger, examiners, self._settings))
 
@@ -170,11 +167,7 @@ class Syncer:
         return self._custom_target or make_target(self._settings, self._credential_files)
 
     def _trees(self) -> list[Tree]:
-        trees = [output_tree(self._settings, self._source)]
-        trees += [user_tree(self._settings, kind, self._comfyui) for kind in self._settings.restore]
-        if self._settings.logs and self._logs is not None:
-            trees.append(log_tree(self._settings, self._logs))
-        return trees
+        return watched_trees(self._settings, self._source, self._comfyui, self._logs)
 
     def _examiners(self, ledger: Ledger) -> dict[str, Examiner]:
         exclude = self._settings.folder if self._settings.target == "folder" else None
@@ -198,17 +191,26 @@ class Syncer:
 
     # One file
 
-    async def _work(self) -> None:
-        while True:
-            work = await self._backlog.take()
-            async with self._gate.passage():
+    async def _dispatch(self) -> None:
+        """Start a task for every file that is due, as far as lanes are free."""
+        async with anyio.create_task_group() as tasks:
+            while True:
+                work = await self._backlog.take()
+                if not self._gate.closed:
+                    tasks.start_soon(self._try, work)
+                    continue
+                # The target refuses everybody: one file finds out when that is over.
+                await self._gate.wait()
                 await self._try(work)
-            self._refresh()
 
     async def _try(self, work: Work) -> None:
         running = self._running
         if running is None:
             return
+        await self._carry(work, running)
+        self._refresh()
+
+    async def _carry(self, work: Work, running: _Running) -> None:
         try:
             result = await running.transfer.carry(work)
         except FileChangedError:
@@ -368,8 +370,6 @@ class Syncer:
             kept=restored.kept,
         )
         return restored
-
-    # Status
 
     def _refresh(self) -> None:
         unfinished = self._running.tracker.unfinished if self._running is not None else 0

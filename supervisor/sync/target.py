@@ -90,18 +90,32 @@ class Target(Protocol):
         ...
 
 
+def open_exactly(path: Path, identity: Identity) -> int:
+    """Open exactly this content of a file for reading; blocking.
+
+    Raises:
+        FileChangedError: it is gone, or something else.
+    """
+    try:
+        fd = open_regular(path)
+    except OSError as exc:
+        raise FileChangedError(f"Cannot read {path.name}: {exc.strerror}") from exc
+    try:
+        _expect(path, identity, os.fstat(fd))
+    except FileChangedError:
+        os.close(fd)
+        raise
+    return fd
+
+
 def read_chunks(path: Path, identity: Identity) -> Iterator[bytes]:
     """Yield the bytes of exactly this content of a file; blocking.
 
     Raises:
         FileChangedError: before, while or after reading it was something else.
     """
-    try:
-        fd = open_regular(path)
-    except OSError as exc:
-        raise FileChangedError(f"Cannot read {path.name}: {exc.strerror}") from exc
+    fd = open_exactly(path, identity)
     with os.fdopen(fd, "rb", buffering=0) as file:
-        _expect(path, identity, os.fstat(fd))
         while chunk := file.read(CHUNK_BYTES):
             yield chunk
         _expect(path, identity, os.fstat(fd))
@@ -114,33 +128,40 @@ def sha256_of(path: Path, identity: Identity) -> str:
         FileChangedError: it is no longer that content.
     """
     digest = hashlib.sha256()
-    for chunk in read_chunks(path, identity):
-        digest.update(chunk)
+    hash_span(path, identity, digest, offset=0, size_bytes=identity.size_bytes)
     return digest.hexdigest()
 
 
-def read_part(path: Path, identity: Identity, *, offset: int, size_bytes: int) -> bytes:
-    """Read one part of exactly this content of a file; blocking.
+def hash_span(
+    path: Path, identity: Identity, digest: hashlib._Hash, *, offset: int, size_bytes: int
+) -> None:
+    """Feed a span of exactly this content of a file to ``digest``; blocking.
 
     Raises:
         FileChangedError: it is no longer that content.
     """
+    fd = open_exactly(path, identity)
+    # One buffer for all reads: a new one each time would cost as much as the hashing.
+    buffer = memoryview(bytearray(min(CHUNK_BYTES, max(1, size_bytes))))
     try:
-        fd = open_regular(path)
-    except OSError as exc:
-        raise FileChangedError(f"Cannot read {path.name}: {exc.strerror}") from exc
-    try:
-        data = os.pread(fd, size_bytes, offset)
-        while len(data) < size_bytes and (
-            more := os.pread(fd, size_bytes - len(data), offset + len(data))
-        ):
-            data += more
+        while size_bytes > 0:
+            got = os.preadv(fd, [buffer[:size_bytes]], offset)
+            if not got:
+                raise FileChangedError(f"Cannot read {path.name}: it is shorter than before")
+            digest.update(buffer[:got])
+            offset, size_bytes = offset + got, size_bytes - got
         _expect(path, identity, os.fstat(fd))
     finally:
         os.close(fd)
-    if len(data) != size_bytes:
-        raise FileChangedError(f"Cannot read {path.name}: it is shorter than before")
-    return data
+
+
+def read_all(path: Path, identity: Identity) -> bytes:
+    """Read exactly this content of a small file; blocking.
+
+    Raises:
+        FileChangedError: it is no longer that content.
+    """
+    return b"".join(read_chunks(path, identity))
 
 
 def expect_unchanged(path: Path, identity: Identity) -> None:

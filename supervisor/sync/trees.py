@@ -58,6 +58,17 @@ def log_tree(settings: SyncSection, directory: Path) -> Tree:
     )
 
 
+def watched_trees(
+    settings: SyncSection, source: Path, comfyui: Path, logs: Path | None
+) -> list[Tree]:
+    """Describe every folder that the settings ask to be watched."""
+    trees = [output_tree(settings, source)]
+    trees += [user_tree(settings, kind, comfyui) for kind in settings.restore]
+    if settings.logs and logs is not None:
+        trees.append(log_tree(settings, logs))
+    return trees
+
+
 def base_prefix(settings: SyncSection) -> str:
     """Return what stands before ``outputs`` in keys: "" or a prefix that ends in "/"."""
     parent, _, _ = settings.prefix.strip("/").rpartition("/")

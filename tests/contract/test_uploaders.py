@@ -14,7 +14,7 @@ from anyio.abc import SocketAttribute, SocketStream
 
 from supervisor.config.settings import SyncSection
 from supervisor.errors import TransferError, TransientTransferError
-from supervisor.sync import s3_bucket
+from supervisor.sync import s3_body, s3_bucket
 from supervisor.sync.credentials import Credentials
 from supervisor.sync.folder import FolderTarget
 from supervisor.sync.model import Identity, Upload
@@ -175,8 +175,9 @@ async def test_a_file_that_has_changed_is_not_stored(place: Place, tmp_path: Pat
     assert _values(place) == []
 
 
-async def test_large_files_arrive_whole(place: Place, tmp_path: Path) -> None:
-    data = os.urandom(MIB) * 20 + b"tail"
+@pytest.mark.parametrize("size_mib", [1, 20])
+async def test_large_files_arrive_whole(place: Place, tmp_path: Path, size_mib: int) -> None:
+    data = os.urandom(MIB) * size_mib + b"tail"
     await _store(place, _upload(tmp_path, data))
     assert _values(place) == [sha256(data)]
 
@@ -195,6 +196,43 @@ async def test_what_was_stored_comes_back_with_its_time(place: Place, tmp_path: 
     assert abs(destination.stat().st_mtime - mtime_s) < 0.001
     assert not await place.target.fetch(found[0].key, destination, newer_than_s=mtime_s + 1)
     assert [p.name for p in destination.parent.iterdir()] == ["a.json"]
+
+
+@pytest.mark.parametrize("kind", ["moto", "s3rver", "strict", "plain"])
+@pytest.mark.parametrize("size_mib", [1, 9])
+async def test_only_what_an_earlier_try_has_left_half_is_replaced(
+    tmp_path: Path, kind: str, size_mib: int
+) -> None:
+    kinds: dict[str, Any] = {
+        "moto": s3_servers.moto,
+        "s3rver": lambda: s3_servers.s3rver(tmp_path / "s3rver"),
+        "strict": lambda: s3_servers.strict(pace_s=0.0),
+        "plain": lambda: s3_servers.strict(pace_s=0.0, conditional=False),
+    }
+    data = os.urandom(MIB) * size_mib + b"tail"
+    with kinds[kind]() as server:
+        client = server.client()
+        planted = {"empty": b"", "half": data[: MIB // 2], "other": b"x" * 100}
+        for key, body in planted.items():
+            client.put_object(Bucket=server.bucket, Key=key, Body=body)
+        settings = SyncSection(**server.settings)
+        async with S3Target(
+            settings, Credentials(settings, {}), limiter=RateLimiter(None)
+        ) as target:
+            for key in planted:
+                upload = _upload(tmp_path, data, key=key, look_first=True)
+                with pytest.raises(KeyTakenError):
+                    await target.store(upload)
+                if key != "other":
+                    await target.store(replace(upload, retried=True))
+                    continue
+                with pytest.raises(KeyTakenError):
+                    await target.store(replace(upload, retried=True))
+        sizes = {
+            k: client.head_object(Bucket=server.bucket, Key=k)["ContentLength"] for k in planted
+        }
+        client.close()
+    assert sizes == {"empty": len(data), "half": len(data), "other": 100}
 
 
 async def test_a_broken_multipart_is_resumed_and_a_dead_one_starts_anew(tmp_path: Path) -> None:
@@ -231,10 +269,12 @@ async def test_a_broken_multipart_is_resumed_and_a_dead_one_starts_anew(tmp_path
         assert server.strict.uploads == {}
 
 
+@pytest.mark.parametrize("body", [None, b"data"])
 async def test_a_server_that_is_silent_is_given_up(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, body: bytes | None
 ) -> None:
     monkeypatch.setattr(s3_bucket, "_SILENCE_S", 0.3)
+    monkeypatch.setattr(s3_body, "CONTINUE_S", 0.3)
 
     async def serve(stream: SocketStream) -> None:
         async with stream:
@@ -250,10 +290,28 @@ async def test_a_server_that_is_silent_is_given_up(
         async with S3Target(
             settings, Credentials(settings, {}), limiter=RateLimiter(None)
         ) as target:
-            upload = replace(_upload(tmp_path, b"data"), replace=True)
+            upload = replace(_upload(tmp_path, b"data"), replace=True, body=body)
             with anyio.fail_after(60), pytest.raises(TransientTransferError, match="not answer"):
                 await target.store(upload)
         tasks.cancel_scope.cancel()
+
+
+async def test_a_file_that_shrinks_while_it_is_sent_is_not_stored(tmp_path: Path) -> None:
+    upload = _upload(tmp_path, os.urandom(MIB) * 7, replace=True)
+
+    def shrink(request: Any, _count: int) -> None:
+        if request.method == "PUT":
+            os.truncate(upload.source, MIB)
+
+    with s3_servers.strict(fault=shrink) as server:
+        settings = SyncSection(**server.settings)
+        async with S3Target(
+            settings, Credentials(settings, {}), limiter=RateLimiter(None)
+        ) as target:
+            with pytest.raises(FileChangedError):
+                await target.store(upload)
+        assert server.strict is not None
+        assert server.strict.objects == {}
 
 
 async def test_headers_tell_what_it_is(tmp_path: Path) -> None:

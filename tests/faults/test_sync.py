@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -16,8 +19,10 @@ from typing import Any
 import anyio
 import pytest
 from anyio import to_thread
+from anyio.abc import SocketAttribute, SocketStream
 
 from supervisor.core import clock
+from supervisor.sync import s3_body
 from supervisor.sync.ledger import Ledger
 from tests.support import s3_servers
 from tests.support.s3_servers import Server
@@ -172,6 +177,30 @@ def test_kills_against_real_servers(real_server: Server, tmp_path: Path) -> None
     assert stored == files
 
 
+@pytest.mark.parametrize("conditional", [True, False])
+async def test_a_server_that_keeps_half_of_what_it_got_ends_with_all(
+    tmp_path: Path, *, conditional: bool
+) -> None:
+    puts: Counter[str] = Counter()
+
+    def fault(request: Any, _count: int) -> str | None:
+        puts[request.path] += request.method == "PUT"
+        # Twice: aiohttp itself sends again once where a kept connection breaks.
+        return "torn" if request.method == "PUT" and puts[request.path] <= 2 else None
+
+    with s3_servers.strict(fault=fault, conditional=conditional, pace_s=0.0) as server:
+        assert server.strict is not None
+        pod = Pod(tmp_path, **server.settings)
+        files = {f"{n}.png": png(str(n) * 1000) for n in range(5)}
+        for name, data in files.items():
+            (pod.source / name).write_bytes(data)
+        async with pod.running():
+            await pod.uploaded(len(files))
+        stored = {key.split("/", 2)[2]: o.sha256 for key, o in server.strict.objects.items()}
+    assert min(puts.values()) > 2
+    assert stored == {name: sha256(data) for name, data in files.items()}
+
+
 async def test_wrong_keys_hold_everything_back_until_the_file_is_rotated(tmp_path: Path) -> None:
     secret = tmp_path / "key-id"
     secret.write_text("wrong\n")
@@ -221,6 +250,41 @@ async def test_a_server_that_comes_back_gets_everything(tmp_path: Path) -> None:
                 await pod.state.wait(lambda s: s.sync.last_error is not None)
             down = False
             await pod.uploaded(1)
+
+
+async def test_a_server_that_never_says_continue_gets_the_body_unasked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(s3_body, "CONTINUE_S", 0.3)
+    waited = 0
+
+    async def serve(stream: SocketStream) -> None:
+        nonlocal waited
+        async with stream:
+            data = b""
+            while b"\r\n\r\n" not in data:
+                data += await stream.receive()
+            head, _, body = data.partition(b"\r\n\r\n")
+            if b"100-continue" in head:
+                waited += 1
+                await anyio.sleep_forever()
+            sent = re.search(rb"(?i)content-length: (\d+)", head)
+            while len(body) < int(sent[1] if sent else 0):
+                body += await stream.receive()
+            md5 = hashlib.md5(body, usedforsecurity=False).hexdigest()
+            answer = f'HTTP/1.1 200 OK\r\nETag: "{md5}"\r\nContent-Length: 0\r\n'
+            await stream.send(f"{answer}Connection: close\r\n\r\n".encode())
+
+    listener = await anyio.create_tcp_listener(local_host="127.0.0.1")
+    port = listener.extra(SocketAttribute.local_port)  # noqa: S610 (anyio's, not Django's)
+    pod = Pod(tmp_path, target="s3", endpoint=f"http://127.0.0.1:{port}", on_conflict="overwrite")
+    (pod.source / "a.bin.txt").write_bytes(os.urandom(MIB))
+    async with listener, anyio.create_task_group() as tasks:
+        tasks.start_soon(listener.serve, serve)
+        async with pod.running():
+            await pod.uploaded(1)
+        tasks.cancel_scope.cancel()
+    assert waited == 1
 
 
 async def test_a_full_journal_disk_holds_files_back_and_loses_nothing(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ under 5 MiB, more than one write a second to a key, HEAD and listing where the t
 from __future__ import annotations
 
 import asyncio
+import base64
 import hashlib
 import re
 import threading
@@ -45,7 +46,8 @@ class Multi:
     parts: dict[int, tuple[int, str, bytes]] = field(default_factory=dict)
 
 
-# Decides per request: None, an HTTP status, "reset", "hang", or "lost" (done, then reset).
+# Decides per request: None, an HTTP status, "reset", "hang", "lost" (done, then reset),
+# or "torn" (half of the body becomes the object, then reset: no S3 does that, s3rver does).
 Fault = Callable[[web.Request, int], int | str | None]
 
 
@@ -60,12 +62,15 @@ class StrictS3:
         pace_s: float = 1.0,
         fault: Fault | None = None,
         latency_s: float = 0.0,
+        rate_bytes_per_s: float = float("inf"),
     ) -> None:
         self.may_read = may_read
         self.conditional = conditional
         self.pace_s = pace_s
         self.fault = fault
         self.latency_s = latency_s
+        self.rate_bytes_per_s = rate_bytes_per_s  # of all connections together
+        self._line_free_at = 0.0
         self.keys = {"key": "secret"}
         self.bucket = "bucket"
         self.objects: dict[str, Stored] = {}
@@ -115,6 +120,8 @@ class StrictS3:
             await asyncio.sleep(3600)
         if action == "reset":
             return self._reset(request)
+        if action == "torn":
+            return await self._tear(request)
         if self.latency_s:
             await asyncio.sleep(self.latency_s)
         response = await self._answer(request)
@@ -124,6 +131,13 @@ class StrictS3:
         if request.transport is not None:
             request.transport.abort()
         return web.Response()
+
+    async def _tear(self, request: web.Request) -> web.StreamResponse:
+        data = await request.read()
+        half = data[: len(data) // 2]
+        etag = hashlib.md5(half).hexdigest()  # noqa: S324
+        self._keep(unquote(request.rel_url.raw_path.split("/", 2)[2]), [half], etag, {})
+        return self._reset(request)
 
     async def _answer(self, request: web.Request) -> web.StreamResponse:
         used = re.search(r"Credential=([^/]*)/", request.headers.get("Authorization", ""))
@@ -200,12 +214,27 @@ class StrictS3:
         return None
 
     async def _put(self, request: web.Request, key: str) -> web.Response:
-        data = await request.read()
-        if not self._whole(request, data):
+        data, md5 = await self._receive(request)
+        if md5 is None:
             return error(400, "BadDigest")
         if refusal := self._may_write(request, key):
             return refusal
-        return self._keep(key, [data], hashlib.md5(data).hexdigest(), _kept(request))  # noqa: S324
+        return self._keep(key, [data], md5, _kept(request))
+
+    async def _receive(self, request: web.Request) -> tuple[bytes, str | None]:
+        """Read a body at the line's rate; the md5 is None when it is not the announced one."""
+        digest, pieces = hashlib.md5(), []  # noqa: S324
+        while piece := await request.content.readany():
+            start = max(time.monotonic(), self._line_free_at)
+            self._line_free_at = start + len(piece) / self.rate_bytes_per_s
+            # Many small sleeps are as long as a few, and cost more.
+            if (ahead_s := start - time.monotonic()) > 0.01:
+                await asyncio.sleep(ahead_s)
+            digest.update(piece)
+            pieces.append(piece)
+        wanted = request.headers.get("Content-MD5")
+        whole = wanted is None or base64.b64decode(wanted) == digest.digest()
+        return b"".join(pieces), digest.hexdigest() if whole else None
 
     def _keep(
         self, key: str, parts: list[bytes], etag: str, headers: dict[str, str]
@@ -219,20 +248,13 @@ class StrictS3:
         self.writes[key] += 1
         return web.Response(headers={"ETag": f'"{etag}"'})
 
-    def _whole(self, request: web.Request, data: bytes) -> bool:
-        import base64
-
-        wanted = request.headers.get("Content-MD5")
-        return wanted is None or base64.b64decode(wanted) == hashlib.md5(data).digest()  # noqa: S324
-
     async def _part(self, request: web.Request) -> web.Response:
-        data = await request.read()
+        data, etag = await self._receive(request)
         upload = self.uploads.get(request.query["uploadId"])
         if upload is None:
             return error(404, "NoSuchUpload")
-        if not self._whole(request, data):
+        if etag is None:
             return error(400, "BadDigest")
-        etag = hashlib.md5(data).hexdigest()  # noqa: S324
         upload.parts[int(request.query["partNumber"])] = (len(data), etag, data)
         return web.Response(headers={"ETag": f'"{etag}"'})
 

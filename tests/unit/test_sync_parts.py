@@ -14,7 +14,7 @@ import pytest
 from supervisor.core.retry import Backoff
 from supervisor.errors import JournalError
 from supervisor.sync import stability
-from supervisor.sync.backlog import Backlog, Work
+from supervisor.sync.backlog import SMALL_BYTES, SMALL_LANES, Backlog, Work
 from supervisor.sync.ledger import Ledger
 from supervisor.sync.model import FileState, Identity, Row, Tree
 from supervisor.sync.pacing import ByteBudget, Gate, KeyPace, RateLimiter
@@ -202,7 +202,7 @@ class TestNeutral:
     pytestmark = pytest.mark.anyio
 
     async def test_the_backlog_hurries_small_and_old_first(self) -> None:
-        backlog = Backlog()
+        backlog = Backlog(8)
         later = anyio.current_time() + 1000
         for work in (
             _work("big", 100, due_at=later),
@@ -217,7 +217,7 @@ class TestNeutral:
         assert [(await backlog.take()).path for _ in range(3)] == ["old", "new", "big"]
 
     async def test_a_file_that_changes_under_way_is_looked_at_again(self) -> None:
-        backlog = Backlog()
+        backlog = Backlog(8)
         backlog.add(_work("a"))
         taken = await backlog.take()
         backlog.add(_work("a", size=2))
@@ -225,23 +225,34 @@ class TestNeutral:
         assert backlog.finish(taken)
         assert len(backlog) == 0
 
-    async def test_the_gate_lets_one_through_after_a_refusal(self) -> None:
+    async def test_the_gate_opens_by_itself_or_when_asked(self) -> None:
         gate = Gate(Backoff(0.01, 0.02, jitter=False))
-        inside = most = 0
+        await gate.wait()  # open from the beginning
         gate.refuse()
-
-        async def try_one() -> None:
-            nonlocal inside, most
-            async with gate.passage():
-                inside += 1
-                most = max(most, inside)
-                await anyio.sleep(0.01)
-                inside -= 1
-
+        assert gate.closed
+        with anyio.fail_after(30):
+            await gate.wait()
+        gate.refuse(retry_after_s=1000.0)
         async with anyio.create_task_group() as tasks:
-            for _ in range(5):
-                tasks.start_soon(try_one)
-        assert most == 1
+            tasks.start_soon(gate.wait)
+            await anyio.wait_all_tasks_blocked()
+            gate.hurry()
+
+    async def test_large_files_leave_lanes_for_small_ones(self) -> None:
+        backlog = Backlog(1)
+        for name in ("big", "bigger"):
+            backlog.add(_work(name, size=SMALL_BYTES + 1))
+        for number in range(SMALL_LANES + 1):
+            backlog.add(_work(f"small {number}"))
+        taken = [await backlog.take() for _ in range(1 + SMALL_LANES)]
+        assert [w.path for w in taken] == ["big", *(f"small {n}" for n in range(SMALL_LANES))]
+        with anyio.move_on_after(0.01) as scope:
+            await backlog.take()
+        assert scope.cancelled_caught
+        backlog.defer(taken[1], 1000.0)
+        assert (await backlog.take()).path == f"small {SMALL_LANES}"
+        backlog.finish(taken[0])
+        assert (await backlog.take()).path == "bigger"
 
     async def test_refusals_in_flight_do_not_double_the_delay(self) -> None:
         gate = Gate(Backoff(10.0, 1000.0, jitter=False))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from datetime import UTC, datetime
+from io import BytesIO
 from pathlib import Path
 from zoneinfo import ZoneInfo
 
@@ -105,14 +106,12 @@ def test_unknown_formats_count_as_whole(tmp_path: Path) -> None:
     assert fault_of(tmp_path / "a.txt") is None
 
 
-def test_a_png_tells_its_prompt(tmp_path: Path) -> None:
-    path = tmp_path / "a.png"
-    path.write_bytes(png(prompt='{"1": {}}', workflow='{"extra": {"prompt_id": "abc"}}'))
-    found = png_metadata(path)
+def test_a_png_tells_its_prompt() -> None:
+    whole = png(prompt='{"1": {}}', workflow='{"extra": {"prompt_id": "abc"}}')
+    found = png_metadata(BytesIO(whole))
     assert found["prompt-id"] == "abc"
     assert len(found["prompt-hash"]) == len(found["workflow-hash"]) == 32
-    path.write_bytes(png()[:20])
-    assert png_metadata(path) == {}
+    assert png_metadata(BytesIO(whole[:20])) == {}
 
 
 _ID = Identity(1, 10, 100)
