@@ -5,11 +5,10 @@ from __future__ import annotations
 import hashlib
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import anyio
 from aiohttp.abc import AbstractStreamWriter
@@ -18,7 +17,8 @@ from anyio import to_thread
 
 from supervisor.errors import TransientTransferError
 from supervisor.sync.model import Identity, Upload
-from supervisor.sync.s3_bucket import Bucket, bounded
+from supervisor.sync.s3_bucket import Bucket, bounded, etag_of
+from supervisor.sync.s3_wire import Wire
 from supervisor.sync.target import FileChangedError, hash_span, open_exactly
 
 # Below malloc's mmap threshold: the pieces come from the heap, without page faults.
@@ -43,8 +43,7 @@ class Span:
 class FileBody(Payload):
     """A span of a file as a request body, as often as it is asked for.
 
-    Looks like a file to botocore, which wants to know the length and may rewind; aiohttp
-    writes it. The md5 that goes with it makes the server refuse what has changed meanwhile.
+    The md5 that goes with it makes the server refuse what has changed meanwhile.
     """
 
     def __init__(self, span: Span) -> None:
@@ -53,17 +52,6 @@ class FileBody(Payload):
         self._span = span
         self.failure: FileChangedError | None = None
         self.unasked = anyio.CancelScope()  # ends the wait for "100 Continue"
-
-    def __len__(self) -> int:
-        return self._span.size_bytes
-
-    def read(self, size: int = -1) -> bytes:
-        """Exist, because botocore takes for a body only what has this."""
-        raise NotImplementedError
-
-    def seek(self, offset: int, whence: int = 0) -> int:
-        """Accept a rewind: every write starts at the beginning."""
-        return 0
 
     def decode(self, encoding: str = "utf-8", errors: str = "strict") -> str:
         """Refuse: nobody needs the whole body in memory."""
@@ -104,25 +92,31 @@ class FileBody(Payload):
 
 
 async def send(
-    bucket: Bucket, call: Callable[..., Any], upload: Upload, span: Span, **fields: Any
-) -> Any:
-    """Make one request whose body is a span of the file.
+    bucket: Bucket,
+    wire: Wire,
+    upload: Upload,
+    span: Span,
+    *,
+    headers: Mapping[str, str],
+    query: Mapping[str, str] | None = None,
+) -> str:
+    """Put a span of the file; returns its ETag.
 
     Raises:
         FileChangedError: the file is no longer what was announced.
-        TransientTransferError: the server did not ask for the body.
+        TransientTransferError: the server did not ask for the body, or does not answer.
     """
-    fields |= {"Bucket": bucket.name, "Key": upload.key}
+    sha256 = upload.sha256 if span.size_bytes == upload.identity.size_bytes else None
+    put = partial(wire.put, upload.key, headers=headers, query=query, sha256=sha256)
     if upload.body is not None:
-        # A bytearray spares botocore's "Expect: 100-continue", a round trip that pays only
-        # where a refusal would otherwise come after megabytes.
-        request = call(Body=bytearray(upload.body), **fields)
-        return await bounded(request, upload, span.size_bytes)
+        # Head and body leave in one piece. To be asked for the body is a round trip, which
+        # pays only where a refusal would otherwise come after megabytes.
+        return etag_of(await bounded(put(upload.body), upload, span.size_bytes))
     body = FileBody(span)
     body.unasked.deadline = anyio.current_time() + CONTINUE_S
     try:
         with body.unasked:
-            return await call(Body=body, **fields)
+            return etag_of(await put(body, ask=bucket.asks))
     except Exception as exc:
         if body.failure is not None:
             raise body.failure from exc

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, TypeVar
 
@@ -15,6 +15,7 @@ from supervisor.errors import TransientTransferError
 from supervisor.sync.model import Upload
 from supervisor.sync.pacing import ByteBudget, KeyPace, RateLimiter
 from supervisor.sync.s3_errors import is_forbidden, is_missing
+from supervisor.sync.s3_wire import Wire
 from supervisor.sync.target import KeyTakenError, hash_span
 
 T = TypeVar("T")
@@ -27,6 +28,14 @@ MEMORY_BYTES = 16 * 1024 * 1024  # of file contents at once, over all uploads
 # for "100 Continue".
 _SILENCE_S = 120.0
 _SLOWEST_BYTES_PER_S = 20_000
+
+
+@dataclass(frozen=True, slots=True)
+class Link:
+    """Both ways to the server: the client's calls, and what carries bodies."""
+
+    api: Any
+    wire: Wire
 
 
 class Seen(NamedTuple):
@@ -52,17 +61,12 @@ class Bucket:
     memory: ByteBudget = field(default_factory=lambda: ByteBudget(MEMORY_BYTES))
     pace: KeyPace = field(default_factory=KeyPace)
 
-    def drop_expect(self, params: dict[str, Any], **_: object) -> None:
-        """Take the header from a request that botocore prepares, where nobody answers it."""
-        if not self.asks:
-            params["headers"].pop("Expect", None)
-
-    async def head(self, s3: Any, key: str) -> dict[str, Any] | None:
+    async def head(self, link: Link, key: str) -> dict[str, Any] | None:
         """Return what HEAD says, None when the key is free or nobody may look."""
         if not self.may_head:
             return None
         try:
-            answer: dict[str, Any] = await s3.head_object(Bucket=self.name, Key=key)
+            answer: dict[str, Any] = await link.api.head_object(Bucket=self.name, Key=key)
         except ClientError as exc:
             if is_forbidden(exc):
                 self.may_head = False
@@ -72,13 +76,13 @@ class Bucket:
             raise
         return answer
 
-    async def look(self, s3: Any, upload: Upload, md5: bytes | None) -> Seen:
+    async def look(self, link: Link, upload: Upload, md5: bytes | None) -> Seen:
         """Look what is at the key of an upload.
 
         Raises:
             KeyTakenError: other bytes are, and may not be replaced.
         """
-        found = await self.head(s3, upload.key)
+        found = await self.head(link, upload.key)
         if found is None:
             return Seen()
         if same(found, upload, md5):
@@ -87,28 +91,22 @@ class Bucket:
             return Seen(other=etag_of(found))
         raise KeyTakenError(f"Cannot store {upload.key}: another object has that key")
 
-    async def matches(self, s3: Any, upload: Upload, md5: bytes | None) -> bool:
-        found = await self.head(s3, upload.key)
+    async def matches(self, link: Link, upload: Upload, md5: bytes | None) -> bool:
+        found = await self.head(link, upload.key)
         return found is not None and same(found, upload, md5)
 
-    async def holds(self, s3: Any, upload: Upload, md5: bytes | None) -> bool:
+    async def holds(self, link: Link, upload: Upload, md5: bytes | None) -> bool:
         """Whether the very bytes are at the key; see ``look``."""
-        return (await self.look(s3, upload, md5)).ours
+        return (await self.look(link, upload, md5)).ours
 
 
-def headers_of(upload: Upload) -> dict[str, Any]:
-    """Return what is kept with an object."""
-    headers: dict[str, Any] = {
-        "ContentType": upload.content_type,
-        "Metadata": {
-            **upload.metadata,
-            "sha256": upload.sha256,
-            MTIME: str(upload.identity.mtime_ns),
-        },
+def metadata_of(upload: Upload) -> dict[str, str]:
+    """Return the metadata of an object."""
+    return {
+        **upload.metadata,
+        "sha256": upload.sha256,
+        MTIME: str(upload.identity.mtime_ns),
     }
-    if upload.cache_control:
-        headers["CacheControl"] = upload.cache_control
-    return headers
 
 
 def same(found: dict[str, Any], upload: Upload, md5: bytes | None) -> bool:
@@ -146,6 +144,6 @@ async def bounded(request: Awaitable[T], upload: Upload, size_bytes: int) -> T:
     raise TransientTransferError(f"Cannot upload {upload.key}: the server does not answer")
 
 
-def etag_of(answer: dict[str, Any]) -> str:
-    """Return the ETag without its quotes."""
+def etag_of(answer: Mapping[str, Any]) -> str:
+    """Return the ETag without its quotes, of an answer or its headers."""
     return str(answer.get("ETag", "")).strip('"')

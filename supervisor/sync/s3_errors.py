@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import aiohttp
 from botocore.exceptions import (
     BotoCoreError,
     ClientError,
@@ -75,12 +76,12 @@ def is_unknown(exc: ClientError) -> bool:
 
 @contextmanager
 def translated(bucket: str, doing: str) -> Iterator[None]:
-    """Turn what botocore raises into the package's errors; secrets never get through."""
+    """Turn what botocore and aiohttp raise into the package's errors; secrets never get through."""
     try:
         yield
     except ClientError as exc:
         raise _client_error(exc, bucket, doing) from exc
-    except (EndpointConnectionError, NoCredentialsError) as exc:
+    except (EndpointConnectionError, NoCredentialsError, aiohttp.ClientConnectorError) as exc:
         # The whole endpoint is out of reach, not one connection of many.
         raise TargetRefusedError(
             f"Cannot {doing}: the bucket's endpoint cannot be reached ({type(exc).__name__})",
@@ -89,7 +90,13 @@ def translated(bucket: str, doing: str) -> Iterator[None]:
         ) from exc
     except ParamValidationError as exc:
         raise PermanentTransferError(f"Cannot {doing}: {exc}") from exc
-    except (HTTPClientError, BotoConnectionError, BotoCoreError, OSError) as exc:
+    except (
+        HTTPClientError,
+        BotoConnectionError,
+        BotoCoreError,
+        aiohttp.ClientError,
+        OSError,
+    ) as exc:
         raise TransientTransferError(f"Cannot {doing}: {type(exc).__name__}") from exc
 
 
@@ -100,7 +107,7 @@ def _client_error(exc: ClientError, bucket: str, doing: str) -> TransferError:
         return TargetRefusedError(
             f"Cannot upload to the bucket {bucket}: there is no such bucket ({code})",
             reason="no-bucket",
-            hint="check [sync] bucket (R2_BUCKET) and endpoint (R2_ENDPOINT)",
+            hint="check [sync] bucket (R2_BUCKET), endpoint (R2_ENDPOINT) and region",
             act=True,
         )
     if code == "RequestTimeTooSkewed":

@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import math
 from collections.abc import Iterator
-from typing import Any
 
 import anyio
 from anyio import to_thread
@@ -14,7 +13,7 @@ from botocore.exceptions import ClientError
 from supervisor.errors import TransferError, TransientTransferError
 from supervisor.sync.model import Resume, Stored, Upload
 from supervisor.sync.s3_body import STREAM_BYTES, Span, md5_of, send
-from supervisor.sync.s3_bucket import Bucket, etag_of, headers_of, same
+from supervisor.sync.s3_bucket import Bucket, Link, etag_of, metadata_of, same
 from supervisor.sync.s3_errors import code_of, is_forbidden, is_missing
 from supervisor.sync.target import FileChangedError, KeyTakenError, expect_unchanged
 
@@ -35,58 +34,67 @@ class Multipart:
     def __init__(self, bucket: Bucket) -> None:
         self._bucket = bucket
 
-    async def store(self, s3: Any, upload: Upload) -> Stored:
+    async def store(self, link: Link, upload: Upload) -> Stored:
         """Store the file; see ``Target.store``. Raises what botocore raises, too."""
         if upload.resume is None:
-            if await self._bucket.holds(s3, upload, None):
+            if await self._bucket.holds(link, upload, None):
                 return Stored("", verified=True, sent=False)
             if not upload.replace and not self._bucket.may_head:
                 raise KeyTakenError(f"Cannot tell whether {upload.key} is free")
-        resume = upload.resume or await self._begin(s3, upload)
+        resume = upload.resume or await self._begin(link, upload)
         try:
-            parts = await self._send_parts(s3, upload, resume)
+            parts = await self._send_parts(link, upload, resume)
             await to_thread.run_sync(expect_unchanged, upload.source, upload.identity)
-            return await self._complete(s3, upload, resume, parts)
+            return await self._complete(link, upload, resume, parts)
         except FileChangedError:
-            await self.abort(s3, upload.key, resume.upload_id)
+            await self.abort(link, upload.key, resume.upload_id)
             await to_thread.run_sync(upload.record.abandoned)
             raise
         except ClientError as exc:
             if code_of(exc) not in ("NoSuchUpload", "InvalidPart", "InvalidPartOrder"):
                 raise
             # It expired, or it was completed and the answer got lost.
-            if await self._bucket.holds(s3, upload, None):
+            if await self._bucket.holds(link, upload, None):
                 return Stored("", verified=True, sent=False)
-            await self.abort(s3, upload.key, resume.upload_id)
+            await self.abort(link, upload.key, resume.upload_id)
             await to_thread.run_sync(upload.record.abandoned)
             raise TransientTransferError(
                 f"Cannot resume the upload of {upload.key}: {code_of(exc)}; it starts again"
             ) from exc
 
-    async def _begin(self, s3: Any, upload: Upload) -> Resume:
+    async def _begin(self, link: Link, upload: Upload) -> Resume:
         part_size = part_size_bytes(upload.identity.size_bytes)
         await to_thread.run_sync(upload.record.creating)
-        answer = await s3.create_multipart_upload(
-            Bucket=self._bucket.name, Key=upload.key, **headers_of(upload)
+        answer = await link.api.create_multipart_upload(
+            Bucket=self._bucket.name,
+            Key=upload.key,
+            ContentType=upload.content_type,
+            Metadata=metadata_of(upload),
+            **({"CacheControl": upload.cache_control} if upload.cache_control else {}),
         )
         upload_id = str(answer["UploadId"])
         await to_thread.run_sync(upload.record.started, upload_id, part_size)
         return Resume(upload_id, part_size)
 
-    async def _send_parts(self, s3: Any, upload: Upload, resume: Resume) -> dict[int, str]:
+    async def _send_parts(self, link: Link, upload: Upload, resume: Resume) -> dict[int, str]:
         count = max(1, math.ceil(upload.identity.size_bytes / resume.part_size_bytes))
         done = dict(resume.parts)
         missing = iter([n for n in range(1, count + 1) if n not in done])
         try:
             async with anyio.create_task_group() as tasks:
                 for _ in range(min(PARTS_AT_ONCE, count)):
-                    tasks.start_soon(self._send_some, s3, upload, resume, missing, done)
+                    tasks.start_soon(self._send_some, link, upload, resume, missing, done)
         except ExceptionGroup as group:
             raise _first_of(group) from group
         return done
 
     async def _send_some(
-        self, s3: Any, upload: Upload, resume: Resume, missing: Iterator[int], done: dict[int, str]
+        self,
+        link: Link,
+        upload: Upload,
+        resume: Resume,
+        missing: Iterator[int],
+        done: dict[int, str],
     ) -> None:
         for number in missing:
             offset = (number - 1) * resume.part_size_bytes
@@ -95,40 +103,41 @@ class Multipart:
             async with self._bucket.memory.hold(STREAM_BYTES):
                 md5 = await md5_of(upload, span)
                 await self._bucket.limiter.spend(size)
-                answer = await send(
+                etag = await send(
                     self._bucket,
-                    s3.upload_part,
+                    link.wire,
                     upload,
                     span,
-                    UploadId=resume.upload_id,
-                    PartNumber=number,
-                    ContentMD5=base64.b64encode(md5).decode(),
+                    headers={"Content-MD5": base64.b64encode(md5).decode()},
+                    query={"partNumber": str(number), "uploadId": resume.upload_id},
                 )
-            await to_thread.run_sync(upload.record.part, number, etag_of(answer))
-            done[number] = etag_of(answer)
+            await to_thread.run_sync(upload.record.part, number, etag)
+            done[number] = etag
 
     async def _complete(
-        self, s3: Any, upload: Upload, resume: Resume, parts: dict[int, str]
+        self, link: Link, upload: Upload, resume: Resume, parts: dict[int, str]
     ) -> Stored:
         await self._bucket.pace.wait(upload.key)
         listed = [{"PartNumber": n, "ETag": f'"{etag}"'} for n, etag in sorted(parts.items())]
-        answer = await s3.complete_multipart_upload(
+        answer = await link.api.complete_multipart_upload(
             Bucket=self._bucket.name,
             Key=upload.key,
             UploadId=resume.upload_id,
             MultipartUpload={"Parts": listed},
         )
         # Every part was checked by the server through Content-MD5; HEAD also tells the size.
-        found = await self._bucket.head(s3, upload.key)
+        found = await self._bucket.head(link, upload.key)
         verified = same(found, upload, None) if found is not None else not self._bucket.may_head
         if found is not None and not verified:
             raise TransientTransferError(f"Cannot confirm {upload.key}: the server has other bytes")
         return Stored(etag_of(answer), verified=verified)
 
-    async def abort(self, s3: Any, key: str, upload_id: str) -> None:
+    async def abort(self, link: Link, key: str, upload_id: str) -> None:
         """Give an upload up; one that is gone already is fine."""
         try:
-            await s3.abort_multipart_upload(Bucket=self._bucket.name, Key=key, UploadId=upload_id)
+            await link.api.abort_multipart_upload(
+                Bucket=self._bucket.name, Key=key, UploadId=upload_id
+            )
         except ClientError as exc:
             if not (is_missing(exc) or is_forbidden(exc)):
                 raise
