@@ -36,17 +36,23 @@ class Multipart:
 
     async def store(self, link: Link, upload: Upload) -> Stored:
         """Store the file; see ``Target.store``. Raises what botocore raises, too."""
-        if upload.resume is None:
+        resume = upload.resume
+        if resume is None:
             if await self._bucket.holds(link, upload, None):
                 return Stored("", verified=True, sent=False)
             if not upload.replace and not self._bucket.may_head:
                 raise KeyTakenError(f"Cannot tell whether {upload.key} is free")
-        resume = upload.resume or await self._begin(link, upload)
+            resume = await self._begin(link, upload)
         try:
+            # All parts are there: it may be complete, and the answer was lost. Not every
+            # server says NoSuchUpload then (s3rver: 500).
+            sent = len(resume.parts) == _count(upload, resume)
+            if sent and await self._bucket.holds(link, upload, None):
+                return Stored("", verified=True, sent=False)
             parts = await self._send_parts(link, upload, resume)
             await to_thread.run_sync(expect_unchanged, upload.source, upload.identity)
             return await self._complete(link, upload, resume, parts)
-        except FileChangedError:
+        except (FileChangedError, KeyTakenError):
             await self.abort(link, upload.key, resume.upload_id)
             await to_thread.run_sync(upload.record.abandoned)
             raise
@@ -77,7 +83,7 @@ class Multipart:
         return Resume(upload_id, part_size)
 
     async def _send_parts(self, link: Link, upload: Upload, resume: Resume) -> dict[int, str]:
-        count = max(1, math.ceil(upload.identity.size_bytes / resume.part_size_bytes))
+        count = _count(upload, resume)
         done = dict(resume.parts)
         missing = iter([n for n in range(1, count + 1) if n not in done])
         try:
@@ -141,6 +147,10 @@ class Multipart:
         except ClientError as exc:
             if not (is_missing(exc) or is_forbidden(exc)):
                 raise
+
+
+def _count(upload: Upload, resume: Resume) -> int:
+    return max(1, math.ceil(upload.identity.size_bytes / resume.part_size_bytes))
 
 
 def _first_of(group: BaseExceptionGroup[Exception]) -> Exception:

@@ -17,7 +17,7 @@ from supervisor.errors import TransferError, TransientTransferError
 from supervisor.sync import s3_body, s3_bucket
 from supervisor.sync.credentials import Credentials
 from supervisor.sync.folder import FolderTarget
-from supervisor.sync.model import Identity, Upload
+from supervisor.sync.model import Identity, Resume, Upload
 from supervisor.sync.pacing import RateLimiter
 from supervisor.sync.s3 import S3Target
 from supervisor.sync.target import FileChangedError, KeyTakenError, Target
@@ -198,6 +198,31 @@ async def test_what_was_stored_comes_back_with_its_time(place: Place, tmp_path: 
     assert [p.name for p in destination.parent.iterdir()] == ["a.json"]
 
 
+async def test_an_upload_whose_last_answer_was_lost_is_not_asked_for_again(tmp_path: Path) -> None:
+    completed = 0
+
+    def fault(request: Any, _count: int) -> int | str | None:
+        nonlocal completed
+        if request.method != "POST" or "uploadId" not in request.query:
+            return None
+        completed += 1
+        return "lost" if completed == 1 else 500  # as s3rver says of an upload that is gone
+
+    with s3_servers.strict(fault=fault) as server:
+        settings = SyncSection(**server.settings)
+        async with S3Target(
+            settings, Credentials(settings, {}), limiter=RateLimiter(None)
+        ) as target:
+            notes = Notes()
+            upload = _upload(tmp_path, os.urandom(MIB) * 9, record=notes)
+            with pytest.raises(TransientTransferError):
+                await target.store(upload)
+            resume = Resume(notes.upload_id, 8 * MIB, dict(notes.parts))
+            assert not (await target.store(replace(upload, resume=resume))).sent
+        assert server.strict is not None
+        assert list(server.strict.writes.values()) == [1]
+
+
 @pytest.mark.parametrize("kind", ["moto", "s3rver", "strict", "plain"])
 @pytest.mark.parametrize("size_mib", [1, 9])
 async def test_only_what_an_earlier_try_has_left_half_is_replaced(
@@ -255,8 +280,6 @@ async def test_a_broken_multipart_is_resumed_and_a_dead_one_starts_anew(tmp_path
             upload = _upload(tmp_path, data, record=notes)
             with pytest.raises(TransferError):
                 await target.store(upload)
-            from supervisor.sync.model import Resume
-
             resume = Resume(notes.upload_id, 8 * MIB, dict(notes.parts))
             before = parts_sent
             await target.store(replace(upload, resume=resume))
