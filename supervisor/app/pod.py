@@ -19,6 +19,7 @@ from supervisor.app.downloads import MODEL_LIST
 from supervisor.app.essentials import Essentials
 from supervisor.app.gpu_memory import GpuMemory
 from supervisor.app.ladder import Ladder
+from supervisor.app.last_run import RunMark
 from supervisor.app.links import links
 from supervisor.app.nodes import NodeKeeper
 from supervisor.app.notes import notes_of
@@ -82,6 +83,7 @@ class Pod:
             gpu_busy=self.gpu_memory.busy,
             probed=self._probed,
         )
+        self.mark = RunMark(section.state_dir, self.manager.instance)
         self.reloader = Reloader(
             boot,
             manager=self.manager,
@@ -127,6 +129,7 @@ class Pod:
     async def run(self) -> int:
         """Run until asked to stop; returns the exit code of the container."""
         prepare_machine(self.boot.plan, self._complain)
+        self._recall()
         async with anyio.create_task_group() as infra:
             infra.start_soon(self._watch_signals)
             infra.start_soon(self._narrate)
@@ -153,11 +156,20 @@ class Pod:
                 await self._finish_transfers()
                 transfers.cancel_scope.cancel()
             self._say_goodbye()
+            self.mark.end()
             infra.cancel_scope.cancel()
         failure = self.manager.failure
         return failure.code if failure is not None else ExitCode.DONE
 
     # -- start --------------------------------------------------------------------------
+
+    def _recall(self) -> None:
+        """Tell of a run before this one that was killed."""
+        death = self.mark.begin()
+        if death is not None:
+            log.warning("%s", death)
+            self.bus.publish("pod.died", str(death), severity=Severity.WARNING)
+            self._complain(str(death))
 
     async def _restore(self) -> None:
         """Bring user files back before ComfyUI reads them; a slow bucket does not hold it up."""

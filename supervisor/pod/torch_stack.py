@@ -56,10 +56,11 @@ class Baseline:
     def load(self) -> Stack | None:
         """Return what was kept; None when nothing was."""
         for path in self._paths:
-            with suppress(OSError, ValueError):
+            with suppress(OSError, ValueError, KeyError, AttributeError, TypeError):
                 kept = json.loads(path.read_text(encoding="utf-8"))
                 if kept["python"] == str(self._python):
-                    return dict(kept["stack"])
+                    # An older release may have kept more names.
+                    return {n: v for n, v in kept["stack"].items() if _NAMES.fullmatch(n)}
         return None
 
     def save(self, stack: Stack) -> None:

@@ -103,6 +103,15 @@ def marked(cookie: str, instance: str) -> list[int]:
     ]
 
 
+def of_instance(instance: str) -> list[int]:
+    """Return the living processes of all services that one supervisor started."""
+    return [
+        pid
+        for pid in pids()
+        if variables_of(pid, INSTANCE) == {INSTANCE: instance} and is_alive(pid)
+    ]
+
+
 def descendants(root: int) -> list[int]:
     """Return the living descendants of a process, whatever session they moved to."""
     children: dict[int, list[int]] = {}

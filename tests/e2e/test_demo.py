@@ -100,6 +100,7 @@ def test_killed_supervisor_takes_its_services_along_and_the_next_boot_goes_on() 
                 "all is fetched and stored",
             )
             assert status["downloads"]["failed"] == 0
+            assert [n for n in status["notes"] if "did not end in order" in n]
             assert pod.cli("models", "verify").returncode == 0
             assert pod.stop() == 0
         produced = sorted(p.name for p in (world.comfyui_root / "output").rglob("*.png"))

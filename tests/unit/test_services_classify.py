@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -180,3 +181,14 @@ def test_a_hang_names_the_custom_node_it_was_in() -> None:
 def test_an_error_of_long_ago_is_not_the_reason() -> None:
     lines = [*tail("comfyui-cuda-oom"), *["got prompt"] * 100]
     assert classify(ExitFacts(code=1, tail=lines)).reason is ExitReason.EXIT_CODE
+
+
+@pytest.mark.parametrize("name", ["services.md", "monitoring.md", "grafana.json"])
+def test_the_documents_know_the_reasons(name: str) -> None:
+    text = Path(__file__).parents[2].joinpath("docs", name).read_text(encoding="utf-8")
+    if name == "services.md":
+        assert [reason for reason in ExitReason if f"`{reason}`" not in text] == []
+    restarts = re.findall(r'restarts_total\{[^}]*reason!?=~?\\?"([^"\\]+)', text)
+    assert restarts or name != "monitoring.md"
+    used = {reason for found in restarts for reason in found.split("|")}
+    assert used <= {str(reason) for reason in ExitReason}
