@@ -86,22 +86,23 @@ class Bench:
             DownloadRequest(name, f"http://h/{name}", folder / name, sha256=DIGEST)
             for name in names
         ]
-        settings = ModelsSection(verify_interval_h=24)
-        resolvers = {"http": Source()}
         self.manager = ModelManager(
-            settings=settings,
+            settings=ModelsSection(),
             state=self.state,
             bus=self.bus,
             downloader=self.engine,
-            resolvers=resolvers,
+            resolvers={"http": Source()},
         )
-        self.verifier = Verifier(
-            settings=settings,
+        self.verifier = self.make_verifier(self.clock.sleep)
+
+    def make_verifier(self, sleep: Callable[[float], Awaitable[None]]) -> Verifier:
+        return Verifier(
+            settings=ModelsSection(verify_interval_h=24),
             manager=self.manager,
-            resolvers=resolvers,
+            resolvers={"http": Source()},
             state=self.state,
             bus=self.bus,
-            sleep=self.clock.sleep,
+            sleep=sleep,
             now_s=self.clock.time,
         )
 
@@ -210,6 +211,27 @@ async def test_a_reload_in_the_middle_brings_nothing_back(bench: Bench) -> None:
     status = await bench.verifier.verify_all()
     assert (status.checked, status.damaged) == (1, 0)
     assert [r.name for r in bench.manager.requests] == ["b.bin"]
+
+
+async def test_a_stop_in_the_middle_of_a_file_does_not_wait_for_it(tmp_path: Path) -> None:
+    """The pod has seconds to end, and a busy queue may hold the reading thread for hours."""
+    bench = Bench(tmp_path, "large.bin")
+    await bench.fetch()
+    with bench.requests[0].destination.open("r+b") as file:
+        file.truncate(64 * 1024 * 1024)
+    paused = anyio.Event()
+
+    async def sleep(_: float) -> None:
+        paused.set()
+        await anyio.sleep_forever()
+
+    verifier = bench.make_verifier(sleep)
+    with anyio.fail_after(60):
+        async with anyio.create_task_group() as group:
+            group.start_soon(verifier.verify_all)
+            await paused.wait()
+            group.cancel_scope.cancel()
+    assert bench.state.snapshot.verification.checked == 0
 
 
 # -- pace and marks -------------------------------------------------------------------------
