@@ -12,6 +12,7 @@ import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from supervisor.cli.catalog_table import catalog_table
 from supervisor.cli.main import help_text
 from supervisor.cli.troubleshooting import troubleshooting
 from supervisor.config.schema import environment_table, reference
@@ -42,6 +43,7 @@ PARTS: Mapping[str, Mapping[str, Callable[[], str]]] = {
         "help": lambda: f"```text\n{help_text()}\n```\n",
         "environment": environment_table,
     },
+    "docs/models.md": {"bundles": catalog_table},
 }
 
 
