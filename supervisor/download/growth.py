@@ -5,6 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 INTERVAL_S = 0.25
+FIRST_LOOK_S = 0.1
+# So little for one connection looks like a server's limit, not like the end of the network:
+# then the second that careful doubling takes is lost.
+MODEST_BYTES_PER_S = 40_000_000
 FACTOR = 1.1  # more connections must bring so much, or their number stays
 HELD_STEPS = 4
 PROBE_STEPS = 2  # new connections need a moment to gather speed
@@ -15,7 +19,7 @@ PAUSE_S = 5.0
 class Growth:
     """The target number of connections, from the throughput they brought so far.
 
-    It doubles while that pays. Then, once a second, a quarter more is tried, because the
+    It doubles while that pays, and goes up fourfold while each brings little. Then, once a second, a quarter more is tried, because the
     first seconds may have been a burst. What brings nothing is taken back: where the network
     is not the limit, each connection more only costs CPU.
     """
@@ -31,13 +35,14 @@ class Growth:
     def step(self, now_s: float, fetched: int, *, saturated: bool) -> None:
         """Look at the bytes ``fetched`` since the last step; ``saturated``: all are busy."""
         elapsed_s = now_s - self.at_s
-        if elapsed_s < INTERVAL_S or not saturated:
+        if elapsed_s < (INTERVAL_S if self.best else FIRST_LOOK_S) or not saturated:
             return
         rate = (fetched - self.fetched) / elapsed_s
         self.at_s, self.fetched = now_s, fetched
         if rate > self.best * FACTOR:
             self.best, self.held, self.before_probe = rate, 0, self.target
-            self.target = min(self.most, self.target * 2)
+            modest = rate < self.target * MODEST_BYTES_PER_S
+            self.target = min(self.most, self.target * (4 if modest else 2))
         elif self.before_probe is not None and self.held < PROBE_STEPS - 1:
             self.held += 1
         elif self.before_probe is not None:

@@ -63,13 +63,23 @@ def test_connections_grow_while_that_brings_more_and_not_further() -> None:
     growth, fetched, now_s, targets = Growth(16, 2), 0, 0.0, []
     for _ in range(5):
         now_s += 0.3
-        fetched += min(growth.target, 8) * 1000  # the network carries eight
+        fetched += min(growth.target, 8) * 30_000_000  # the network carries eight
         growth.step(now_s, fetched, saturated=True)
         targets.append(growth.target)
     # The third doubling is tried, brings nothing more, and is taken back.
     assert targets == [4, 8, 16, 16, 8]
     growth.shrink(now_s)
     assert growth.target == 4
+
+
+def test_connections_that_each_bring_little_are_many_at_once() -> None:
+    growth, fetched, now_s, targets = Growth(16, 4), 0, 0.0, []
+    for _ in range(3):
+        now_s += 0.15
+        fetched += growth.target * 3_000_000  # 20 MB/s each
+        growth.step(now_s, fetched, saturated=True)
+        targets.append(growth.target)
+    assert targets == [16, 16, 16]
 
 
 def test_a_burst_at_the_start_does_not_stop_the_growth_for_good() -> None:
@@ -85,7 +95,7 @@ def test_a_probe_that_brings_nothing_is_taken_back() -> None:
     growth, fetched, now_s, targets = Growth(64, 4), 0, 0.0, []
     for _ in range(60):
         now_s += 0.3
-        fetched += 8000
+        fetched += 800_000_000
         growth.step(now_s, fetched, saturated=True)
         targets.append(growth.target)
     assert max(targets) == 8
