@@ -42,6 +42,7 @@ class Sources:
         self.denied = 0  # refusals in a row
         self.mismatches = 0
         self.changes = 0  # times that the remote file seemed to be another one
+        self.one_stream = False  # its host was found to be unable to serve parts
         self._parts_refused_at = -1
 
     async def resolve(self) -> Resolved:
@@ -64,14 +65,19 @@ class Sources:
         )
 
     def parts_refused(self, meter: Meter) -> bool:
-        """Whether parts were refused twice without a byte between: resuming is hopeless."""
+        """Whether parts were refused twice without a byte between: resuming is hopeless.
+
+        Then the file comes in one stream from its start.
+        """
         hopeless = self._parts_refused_at == meter.fetched
         self._parts_refused_at = meter.fetched
+        self.one_stream = self.one_stream or hopeless
         return hopeless
 
     def rotate(self) -> bool:
         """Go to the next address; False when the first one's turn has come again."""
         self._index = (self._index + 1) % (1 + len(self._request.mirrors))
+        self.one_stream = self.one_stream and not self._request.mirrors
         return self._index != 0
 
 

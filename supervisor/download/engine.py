@@ -159,9 +159,11 @@ class SegmentedDownloader:
         destination = place(request, resolved)
         with disk_errors(destination):
             async with AsyncExitStack() as stack:
-                first = await first_trip(
-                    stack, request, resolved, destination, meter=meter, resources=resources
-                )
+                first = None
+                if not sources.one_stream:
+                    first = await first_trip(
+                        stack, request, resolved, destination, meter=meter, resources=resources
+                    )
                 if isinstance(first, TransferResult):
                     return first
                 if first is not None:
@@ -174,7 +176,7 @@ class SegmentedDownloader:
                     request, resolved, sources, part=opened, meter=meter, resources=resources
                 )
                 work = self._transfer(
-                    stack, transfer, first, part=opened, resolved=resolved, meter=meter
+                    stack, transfer, first, sources, part=opened, resolved=resolved, meter=meter
                 )
                 return await self._settled(work, opened, sources, meter)
 
@@ -219,6 +221,7 @@ class SegmentedDownloader:
         stack: AsyncExitStack,
         transfer: Transfer,
         first: Larger | None,
+        sources: Sources,
         *,
         part: PartFile,
         resolved: Resolved,
@@ -229,6 +232,8 @@ class SegmentedDownloader:
             await transfer.go_on(stack, first)
         elif _complete(part.identity, part):
             await transfer.follow_to_end()
+        elif sources.one_stream:
+            return await self._simple().stream(part, resolved, meter)
         else:
             async with stack:
                 reply, span = await transfer.open(stack)

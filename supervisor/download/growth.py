@@ -19,9 +19,10 @@ PAUSE_S = 5.0
 class Growth:
     """The target number of connections, from the throughput they brought so far.
 
-    It doubles while that pays, and goes up fourfold while each brings little. Then, once a second, a quarter more is tried, because the
-    first seconds may have been a burst. What brings nothing is taken back: where the network
-    is not the limit, each connection more only costs CPU.
+    It doubles while that pays, and goes up fourfold while each brings little. Then, once a
+    second, a quarter more is tried, because the first seconds may have been a burst. What
+    brings nothing is taken back: where the network is not the limit, each connection more
+    only costs CPU.
     """
 
     most: int

@@ -313,9 +313,9 @@ class Transfer:
             await work
         except LinkExpiredError as exc:
             await self._relink(group, link, exc)
-        except (RemoteChangedError, NoRangeError) as exc:
+        except RemoteChangedError as exc:
             self._fail(group, exc)
-        except TransientTransferError as exc:
+        except TransientTransferError as exc:  # one wrong range says nothing of the next
             await self._pause(group, exc)
         except Exception as exc:  # noqa: BLE001  (raised again by ``run``)
             self._fail(group, exc)

@@ -43,6 +43,8 @@ FAULTS = {
     "cut at once": second(Fault(cut_after=0)),
     "stalled": lambda ask: Fault(stall_after=MIB) if ask.number in (1, 4) else Fault(),
     "shifted": lambda ask: Fault(shift=1) if ask.number == 2 else Fault(),
+    "shifted often": second(Fault(shift=1)),
+    "shifted always": lambda ask: Fault(shift=1) if ask.start else Fault(),
     "whole": lambda ask: Fault(ranges=False) if ask.number == 2 else Fault(),
     "chunked": lambda ask: Fault(chunked=True) if ask.number == 2 else Fault(),
     "compressed": lambda ask: Fault(gzipped=True) if ask.number == 2 else Fault(),
