@@ -7,6 +7,7 @@ the command does not need: no argparse for the table, no settings, no event loop
 from __future__ import annotations
 
 import sys
+from errno import EDQUOT, EFBIG, ENOSPC
 from types import SimpleNamespace
 
 from supervisor.cli.environment import (
@@ -57,6 +58,8 @@ COMMANDS: dict[str, dict[str, str]] = {
     },
 }
 _INTERRUPTED = 130  # 128 + SIGINT
+# Of what prints go to: a full disk or quota, a file at its limit.
+_CANNOT_WRITE = (ENOSPC, EDQUOT, EFBIG)
 _BROKEN_PIPE = 141  # 128 + SIGPIPE
 
 
@@ -86,6 +89,12 @@ def guard(function: Callable[[], int], environ: Mapping[str, str]) -> int:
         return _BROKEN_PIPE
     except SupervisorError as error:
         return report(error)
+    except OSError as error:
+        if error.errno not in _CANNOT_WRITE or error.filename is not None:
+            return _report_bug(error, environ)
+        silence_stdout()
+        print(f"supervisor: Cannot write the output: {error.strerror}", file=sys.stderr)
+        return ExitCode.NO
     except Exception as error:  # noqa: BLE001 - the last place that can say something
         return _report_bug(error, environ)
     return code

@@ -7,7 +7,7 @@ import shlex
 import signal
 from collections.abc import Iterator
 
-from supervisor.config.keys import KeyPath, dotted
+from supervisor.config.keys import KeyPath, dotted, resolve
 from supervisor.config.layers import Layers
 from supervisor.config.problems import nearest, shown
 from supervisor.config.settings import LiveCheck, ReadyCheck, ServiceSection, Settings
@@ -30,6 +30,20 @@ def cross_problems(settings: Settings, layers: Layers) -> Iterator[ConfigProblem
             reason=reason,
             hint=hint,
         )
+    yield from _switches(layers)
+
+
+def _switches(layers: Layers) -> Iterator[ConfigProblem]:
+    """Find true and false where a number belongs: Python takes them for 1 and 0."""
+    for path in layers.origins:
+        value, key = layers.get(path), resolve(path)
+        if isinstance(value, bool) and key is not None and key.wants_number():
+            yield ConfigProblem(
+                key=dotted(path),
+                value=shown(path, value),
+                source=layers.origin(path),
+                reason="must be a number",
+            )
 
 
 def cross_warnings(settings: Settings) -> Iterator[str]:

@@ -96,6 +96,8 @@ class EnvironmentReader:
                 raise ValueError(f"both {variable} and {file} are set")
             with Path(file_name).open("rb") as stream:
                 content = stream.read(_LARGEST_SECRET_BYTES)
+            if b"\0" in content:
+                raise ValueError("it is not a text")
             return content.decode().strip(), file
         except (OSError, ValueError) as error:
             cause = str(getattr(error, "strerror", None) or error)

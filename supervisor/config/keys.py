@@ -10,7 +10,7 @@ import types
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from enum import Enum, StrEnum, auto
-from typing import Any, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic import SecretStr
 from pydantic.fields import FieldInfo
@@ -52,6 +52,12 @@ class Key:
             elif get_origin(member) is Literal:
                 found.extend(str(value) for value in get_args(member))
         return tuple(found)
+
+    def wants_number(self) -> bool:
+        """Whether numbers are the only values (a port, a time)."""
+        kinds = {get_args(m)[0] if get_origin(m) is Annotated else m
+                 for m in _members(self.annotation)}  # fmt: skip
+        return bool(kinds) and kinds <= {int, float}
 
     def names(self) -> tuple[str, ...]:
         """Return the keys of a table; a map knows none in advance."""

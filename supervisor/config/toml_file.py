@@ -62,6 +62,8 @@ def parse_file(path: Path) -> tuple[dict[str, Any], str]:
             where, reason = f"{path}:{text.count(chr(10)) + 1}", f"{match[1]} at the end"
         hint = 'text values need quotes: key = "value"' if "Invalid value" in reason else None
         raise _unusable(path, where, f"is not valid TOML: {reason}", hint) from error
+    except RecursionError as error:
+        raise _unusable(path, str(path), "is nested too deeply", None) from error
 
 
 def _unusable(path: Path, where: str, reason: str, hint: str | None) -> ConfigError:

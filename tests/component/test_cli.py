@@ -311,6 +311,8 @@ def test_models_of_a_workflow(run: Run, tmp_path: Path) -> None:
         (["run", "--cfg", "x"], "did you mean --config?"),
         (["idle", "keep", "soon"], "usage: supervisor idle keep"),
         (["logs", "-n", "-3"], "hint:"),
+        (["demo", "--port", "99999"], "usage: supervisor demo"),
+        (["demo", "--seconds", "nan"], "usage: supervisor demo"),
     ],
 )
 def test_usage_errors(run: Run, argv: list[str], hint: str) -> None:
@@ -395,6 +397,20 @@ def test_config_commands(run: Run) -> None:
     assert "hf_secret" not in done.stdout
     document = json.loads(run("config", "show", "--json", HF_TOKEN="hf_secret").stdout)
     assert document["settings"]["models"]["hf_token"] == "***"
+
+
+def test_a_full_disk_behind_the_output_is_no_bug(tmp_path: Path) -> None:
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "supervisor", "config", "docs"],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=environment(tmp_path),
+            check=False,
+        )
+    assert done.returncode == 1
+    assert done.stderr == "supervisor: Cannot write the output: No space left on device\n"
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])

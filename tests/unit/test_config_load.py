@@ -247,6 +247,32 @@ def test_every_fault_is_told_at_once() -> None:
     }  # fmt: skip
 
 
+def test_true_is_no_number() -> None:
+    toml = """
+        [comfyui]
+        port = true
+        start_timeout_s = false
+        [health]
+        dashboard = false
+        [services.a]
+        command = ["x"]
+        nice = true
+        ready = { notify = true }
+        """
+    found = {problem.key: problem.reason for problem in problems(toml)}
+    assert found == dict.fromkeys(
+        ("comfyui.port", "comfyui.start_timeout_s", "services.a.nice"), "must be a number"
+    )
+
+
+def test_a_file_that_is_nested_without_end() -> None:
+    assert "nested too deeply" in one(f"a = {'[' * 100_000}").reason
+
+
+def test_a_secret_file_that_is_no_text() -> None:
+    assert "not a text" in one(HF_TOKEN_FILE="/dev/zero").reason
+
+
 def test_secrets_are_never_in_a_problem() -> None:
     secret = "s3cr3t-value"
     toml = f"""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 from supervisor.errors import ExitCode, SupervisorError
@@ -23,8 +24,10 @@ STOP_TIMEOUT_S = 20.0
 
 def configure(parser: ArgumentParser) -> None:
     """Declare the options."""
-    parser.add_argument("--port", type=int, metavar="N", help="health port (default: 8000 or free)")
-    parser.add_argument("--seconds", type=float, metavar="N", help="end after so many seconds")
+    parser.add_argument(
+        "--port", type=_port, metavar="N", help="health port (default: 8000 or free)"
+    )
+    parser.add_argument("--seconds", type=_seconds, metavar="N", help="end after so many seconds")
     parser.description = (
         "Boot a whole pod with stand-ins: no GPU, no ComfyUI, no network, no bucket. "
         "Ends on Ctrl-C and leaves nothing behind."
@@ -40,9 +43,28 @@ def run(args: Namespace, environ: Mapping[str, str]) -> int:
     try:
         with demo_world(environ=environ, port=args.port) as world:
             return _run_pod(world, args.seconds)
+    except BrokenPipeError:
+        raise  # whoever read the address has gone: as with every command
     except OSError as error:
         hint = "choose another port with --port" if args.port else None
         raise SupervisorError(f"Cannot build the demo: {error}", hint=hint) from error
+
+
+def _port(text: str) -> int:
+    port = int(text)
+    if not 0 <= port <= 65535:
+        raise ValueError(text)
+    return port
+
+
+def _seconds(text: str) -> float:
+    seconds = float(text)
+    if not 0 <= seconds <= threading.TIMEOUT_MAX:  # nan is neither
+        raise ValueError(text)
+    return seconds
+
+
+_port.__name__, _seconds.__name__ = "port", "number of seconds"  # argparse: "invalid port value"
 
 
 def _run_pod(world: DemoWorld, seconds: float | None) -> int:
