@@ -1,30 +1,22 @@
-"""``doctor``'s look at the bucket: write one object, read it back, delete it."""
+"""``doctor``'s look at the bucket: write one object, read it back, delete it.
+
+It goes the way that uploads go: what works here works there.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import secrets
 
-import aioboto3
 import anyio
-from botocore.config import Config
-from botocore.exceptions import BotoCoreError, ClientError
 
 from supervisor.config.settings import SyncSection
+from supervisor.errors import TransferError
+from supervisor.sync.credentials import Credentials
+from supervisor.sync.s3_errors import translated
+from supervisor.sync.s3_link import open_link
 
-# The newer checksum defaults break S3-compatible stores (CONTRACTS: R2 through aioboto3).
-_CONFIG = Config(
-    connect_timeout=5,
-    read_timeout=10,
-    retries={"max_attempts": 1},
-    request_checksum_calculation="when_required",
-    response_checksum_validation="when_required",
-)
-_HINTS = {
-    "InvalidAccessKeyId": "look at R2_ACCESS_KEY_ID",
-    "SignatureDoesNotMatch": "look at R2_SECRET_ACCESS_KEY",
-    "AccessDenied": "give the token read and write access to this bucket",
-    "NoSuchBucket": "create the bucket, or look at R2_BUCKET",
-}
+_DEADLINE_S = 30.0
 
 
 def check_bucket_access(section: SyncSection) -> tuple[str | None, str | None]:
@@ -33,26 +25,27 @@ def check_bucket_access(section: SyncSection) -> tuple[str | None, str | None]:
 
 
 async def _check(section: SyncSection) -> tuple[str | None, str | None]:
+    try:
+        with anyio.fail_after(_DEADLINE_S):
+            same = await _round_trip(section)
+    except TransferError as exc:
+        return exc.message, exc.hint
+    except TimeoutError:
+        return f"no answer within {_DEADLINE_S:.0f} s", "look at R2_ENDPOINT and the network"
+    return (None, None) if same else ("it returned other bytes than were written", None)
+
+
+async def _round_trip(section: SyncSection) -> bool:
     key = f"{section.prefix.strip('/')}/.supervisor-doctor-{secrets.token_hex(6)}".lstrip("/")
     body = secrets.token_bytes(16)
-    access, secret = section.access_key_id, section.secret_access_key
-    session = aioboto3.Session(  # type: ignore[no-untyped-call,attr-defined]
-        aws_access_key_id=access.get_secret_value() if access else None,
-        aws_secret_access_key=secret.get_secret_value() if secret else None,
-    )
-    try:
-        async with session.client(  # type: ignore[no-untyped-call]
-            "s3", endpoint_url=section.endpoint, region_name=section.region, config=_CONFIG
-        ) as client:
-            await client.put_object(Bucket=section.bucket, Key=key, Body=body)
-            try:
-                answer = await client.get_object(Bucket=section.bucket, Key=key)
-                same = await answer["Body"].read() == body
-            finally:
-                await client.delete_object(Bucket=section.bucket, Key=key)
-    except ClientError as error:
-        code = str(error.response.get("Error", {}).get("Code", "unknown"))
-        return f"{error.operation_name} is refused: {code}", _HINTS.get(code)
-    except (BotoCoreError, OSError, ValueError) as error:
-        return f"no answer: {error}", "look at R2_ENDPOINT and the network"
-    return (None, None) if same else ("it returned other bytes than were written", None)
+    name = {"Bucket": section.bucket, "Key": key}
+    async with open_link(section, await Credentials(section, {}).read()) as link:
+        with translated(section.bucket, "write to the bucket"):
+            await link.wire.put(key, body, {}, sha256=hashlib.sha256(body).hexdigest())
+        try:
+            with translated(section.bucket, "read from the bucket"):
+                answer = await link.api.get_object(**name)
+                return bool(await answer["Body"].read() == body)
+        finally:
+            with translated(section.bucket, "delete from the bucket"):
+                await link.api.delete_object(**name)

@@ -58,6 +58,9 @@ class FolderTarget:
     ) -> None:
         pass
 
+    async def prepare(self) -> None:
+        """Nothing has to be loaded."""
+
     async def store(self, upload: Upload) -> Stored:
         """Store one file; see ``Target.store``."""
         temporary = self._incoming / secrets.token_hex(16)

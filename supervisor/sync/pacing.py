@@ -10,6 +10,8 @@ import anyio
 
 from supervisor.core.retry import Backoff
 
+_LEAST_PIECE_BYTES = 16 * 1024
+
 
 class Gate:
     """Closed for everybody while the target as a whole refuses; opens by itself."""
@@ -64,6 +66,12 @@ class RateLimiter:
     def __init__(self, rate_bytes_per_s: int | None) -> None:
         self._rate = rate_bytes_per_s
         self._free_at = 0.0
+
+    def piece_bytes(self, most_bytes: int) -> int:
+        """How much to send at once, so that a slow line trickles instead of stopping."""
+        if self._rate is None:
+            return most_bytes
+        return max(_LEAST_PIECE_BYTES, min(most_bytes, self._rate // 8))
 
     async def spend(self, size_bytes: int) -> None:
         """Wait for the turn of so many bytes."""

@@ -17,6 +17,7 @@ from anyio import to_thread
 
 from supervisor.errors import TransientTransferError
 from supervisor.sync.model import Identity, Upload
+from supervisor.sync.pacing import RateLimiter
 from supervisor.sync.s3_bucket import Bucket, bounded, etag_of
 from supervisor.sync.s3_wire import Wire
 from supervisor.sync.target import FileChangedError, hash_span, open_exactly
@@ -46,10 +47,11 @@ class FileBody(Payload):
     The md5 that goes with it makes the server refuse what has changed meanwhile.
     """
 
-    def __init__(self, span: Span) -> None:
+    def __init__(self, span: Span, limiter: RateLimiter) -> None:
         super().__init__(span, content_type="application/octet-stream")
         self._size = span.size_bytes
         self._span = span
+        self._limiter = limiter
         self.failure: FileChangedError | None = None
         self.unasked = anyio.CancelScope()  # ends the wait for "100 Continue"
 
@@ -77,7 +79,8 @@ class FileBody(Payload):
             try:
                 position, end = span.offset, span.offset + span.size_bytes
                 while position < end:
-                    size = min(_PIECE_BYTES, end - position)
+                    size = min(self._limiter.piece_bytes(_PIECE_BYTES), end - position)
+                    await self._limiter.spend(size)
                     piece = await to_thread.run_sync(os.pread, fd, size, position)
                     if not piece:
                         raise FileChangedError(f"Cannot read {span.source.name}: it has shrunk")
@@ -109,10 +112,11 @@ async def send(
     sha256 = upload.sha256 if span.size_bytes == upload.identity.size_bytes else None
     put = partial(wire.put, upload.key, headers=headers, query=query, sha256=sha256)
     if upload.body is not None:
+        await bucket.limiter.spend(span.size_bytes)
         # Head and body leave in one piece. To be asked for the body is a round trip, which
         # pays only where a refusal would otherwise come after megabytes.
         return etag_of(await bounded(put(upload.body), upload, span.size_bytes))
-    body = FileBody(span)
+    body = FileBody(span, bucket.limiter)
     body.unasked.deadline = anyio.current_time() + CONTINUE_S
     try:
         with body.unasked:

@@ -108,7 +108,6 @@ class Multipart:
             span = Span(upload.source, upload.identity, offset, size)
             async with self._bucket.memory.hold(STREAM_BYTES):
                 md5 = await md5_of(upload, span)
-                await self._bucket.limiter.spend(size)
                 etag = await send(
                     self._bucket,
                     link.wire,

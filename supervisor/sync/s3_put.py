@@ -36,7 +36,6 @@ class SinglePut:
             md5 = await md5_of(upload, _whole(upload))
             if await self._there_already(link, upload, md5):
                 return Stored(md5.hex(), verified=True, sent=False)
-            await self._bucket.limiter.spend(size)
             etag = await self._put_carefully(link, upload, md5)
         if etag is None:
             return Stored(md5.hex(), verified=True, sent=False)

@@ -16,11 +16,10 @@ from anyio import to_thread
 from anyio.abc import TaskStatus
 
 from supervisor.config.settings import SyncSection
-from supervisor.core.clock import wall_time_s
 from supervisor.core.events import EventBus, Severity
 from supervisor.core.retry import Backoff
 from supervisor.core.state import StateStore
-from supervisor.core.status import SyncStatus
+from supervisor.core.status import Phase, SyncStatus
 from supervisor.errors import (
     JournalError,
     PermanentTransferError,
@@ -29,22 +28,23 @@ from supervisor.errors import (
     TransientTransferError,
 )
 from supervisor.sync import cleanup, restore
-from supervisor.sync.backlog import Backlog, PathKey, Work
+from supervisor.sync.backlog import Backlog, Work
 from supervisor.sync.examine import Examiner
 from supervisor.sync.ledger import Ledger
 from supervisor.sync.model import FileState, MetricsSink, NoMetrics, Tree
+from supervisor.sync.outcomes import Outcomes
 from supervisor.sync.pacing import Gate
 from supervisor.sync.target import FileChangedError, Target, TargetRefusedError
 from supervisor.sync.targets import describe_target, make_target
 from supervisor.sync.tracker import Tracker
-from supervisor.sync.transfer import Result, Transfer
+from supervisor.sync.transfer import Transfer
 from supervisor.sync.trees import KeyScheme, user_tree, watched_trees
 
 _log = logging.getLogger("supervisor.sync")
 
-_FILE_BACKOFF = Backoff(0.5, 60.0)
 _GATE_BACKOFF = Backoff(0.5, 60.0)
 _JOURNAL_BACKOFF = Backoff(1.0, 60.0)
+_PREPARE_AFTER_S = 2.0  # others have work to do at the moment the pod becomes ready
 Kind = Literal["workflows", "input", "settings"]
 
 
@@ -90,13 +90,11 @@ class Syncer:
         self._state = state
         self._bus = bus
         self._credential_files = credential_files or {}
-        self._metrics: MetricsSink = metrics or NoMetrics()
         self._host = host or socket.gethostname()
         self._custom_target = target
         self._backlog = Backlog(settings.concurrency)
         self._gate = Gate(_GATE_BACKOFF)
-        self._failed: dict[PathKey, Work] = {}
-        self._refusal: TargetRefusedError | None = None
+        self._outcomes = Outcomes(self._backlog, self._gate, state, bus, metrics or NoMetrics())
         self._running: _Running | None = None
         self._active = False
         self._progress = anyio.Event()
@@ -106,7 +104,7 @@ class Syncer:
 
         Trouble with journal or target is shown in status and waited out, never raised.
         """
-        self._update(enabled=True, target=describe_target(self._settings))
+        self._outcomes.update(enabled=True, target=describe_target(self._settings))
         self._active = True
         task_status.started()
         try:
@@ -128,8 +126,8 @@ class Syncer:
             self._backlog,
             rescan_interval_s=self._settings.rescan_interval_s,
             changed=self._refresh,
-            gone=self._gone,
-            tell=self._warn,
+            gone=self._outcomes.gone,
+            tell=self._outcomes.warn,
         )
         self._running = _Running(ledger, target, transfer, tracker)
         self._refresh()
@@ -137,8 +135,18 @@ class Syncer:
             tasks.start_soon(self._abandon_orphans)
             tasks.start_soon(tracker.run)
             tasks.start_soon(self._dispatch)
+            tasks.start_soon(self._prepare, target)
             if self._settings.delete_after_upload:
                 tasks.start_soon(partial(cleanup.run, ledger, examiners, self._settings))
+
+    async def _prepare(self, target: Target) -> None:
+        """Load what the target needs once the pod is up: the first image must not wait for it."""
+        await self._state.wait(lambda s: s.phase in (Phase.READY, Phase.DEGRADED))
+        await anyio.sleep(_PREPARE_AFTER_S)
+        try:
+            await target.prepare()
+        except SupervisorError as exc:
+            _log.info("%s", exc)  # the first upload meets it, too, and tells
 
     async def _open_ledger(self) -> Ledger:
         attempt = 0
@@ -147,13 +155,13 @@ class Syncer:
                 ledger = await to_thread.run_sync(Ledger, self._journal)
             except JournalError as exc:
                 if attempt == 0:
-                    self._report("sync.journal", exc, Severity.ERROR)
-                self._update(last_error=exc.message, hint=exc.hint)
+                    self._outcomes.report("sync.journal", exc, Severity.ERROR)
+                self._outcomes.update(last_error=exc.message, hint=exc.hint)
                 await anyio.sleep(_JOURNAL_BACKOFF.delay_s(attempt))
                 attempt += 1
                 continue
             if attempt:
-                self._update(last_error=None, hint=None)
+                self._outcomes.update(last_error=None, hint=None)
             if ledger.set_aside:
                 self._bus.publish(
                     "sync.journal",
@@ -217,79 +225,20 @@ class Syncer:
             self._backlog.finish(work)
             running.tracker.look_again(work.key)
         except TargetRefusedError as exc:
-            self._refused(work, exc)
+            self._outcomes.refused(work, exc)
         except PermanentTransferError as exc:
-            self._give_up(work, exc)
+            self._outcomes.give_up(work, exc)
         except (TransientTransferError, TransferError, JournalError) as exc:
-            self._later(work, exc)
+            self._outcomes.later(work, exc)
         except Exception as exc:  # noqa: BLE001 (a bug in one file must not stop the others)
             _log.exception("Cannot upload %s", work.path)
-            self._later(work, TransferError(f"Cannot upload {work.path}: {type(exc).__name__}"))
+            self._outcomes.later(
+                work, TransferError(f"Cannot upload {work.path}: {type(exc).__name__}")
+            )
         else:
-            self._succeeded(work, result)
+            self._outcomes.succeeded(work, result)
             if self._backlog.finish(work):
                 running.tracker.look_again(work.key)
-
-    def _succeeded(self, work: Work, result: Result) -> None:
-        self._gate.succeed()
-        self._failed.pop(work.key, None)
-        if self._refusal is not None:
-            self._refusal = None
-            self._bus.publish("sync.unblocked", "The sync target accepts files again")
-        status = self._state.snapshot.sync
-        size = work.identity.size_bytes
-        latency_s = None if work.closed_at is None else anyio.current_time() - work.closed_at
-        self._update(
-            uploaded=status.uploaded + 1,
-            uploaded_bytes=status.uploaded_bytes + (size if result.sent else 0),
-            incomplete=status.incomplete + bool(work.fault),
-            last_stored=result.key,
-            last_error=self._last_failure(),
-            hint=None,
-        )
-        if result.sent:
-            self._metrics.stored(size_bytes=size, latency_s=latency_s)
-        note = f" (incomplete: {work.fault})" if work.fault else ""
-        self._bus.publish(
-            "sync.stored",
-            f"Stored {result.key}{note}",
-            severity=Severity.WARNING if work.fault else Severity.INFO,
-            subject=work.path,
-            key=result.key,
-            size_bytes=size,
-            sent=result.sent,
-            latency_s=latency_s,
-        )
-
-    def _refused(self, work: Work, exc: TargetRefusedError) -> None:
-        self._metrics.failed(exc.reason)
-        self._gate.refuse(exc.retry_after_s)
-        if self._refusal is None or self._refusal.reason != exc.reason:
-            # Said once, however many files run into it.
-            severity = Severity.ERROR if exc.act else Severity.WARNING
-            self._report("sync.blocked", exc, severity)
-        self._refusal = exc
-        self._update(last_error=exc.message, hint=exc.hint)
-        self._backlog.defer(work, 0.0)
-
-    def _later(self, work: Work, exc: SupervisorError) -> None:
-        self._metrics.failed("journal" if isinstance(exc, JournalError) else "transient")
-        delay_s = max(_FILE_BACKOFF.delay_s(work.attempts), getattr(exc, "retry_after_s", 0) or 0)
-        work.attempts += 1
-        self._update(last_error=exc.message, hint=exc.hint)
-        _log.info("%s; again in %.1f s", exc.message, delay_s)
-        self._backlog.defer(work, delay_s)
-
-    def _give_up(self, work: Work, exc: PermanentTransferError) -> None:
-        """Set a file apart until ``retry``, the next boot, or new content."""
-        self._metrics.failed("permanent")
-        self._backlog.finish(work)
-        self._failed[work.key] = work
-        self._report("sync.failed", exc, Severity.ERROR, subject=work.path)
-        self._update(last_error=exc.message, hint=exc.hint)
-
-    def _gone(self, key: PathKey) -> None:
-        self._failed.pop(key, None)
 
     # Asked from outside
 
@@ -311,7 +260,7 @@ class Syncer:
                 await self._flush(self._running.tracker, final=final)
         self._refresh()
         pending = self._state.snapshot.sync.pending
-        self._update(retained=pending)
+        self._outcomes.update(retained=pending)
         status = self._state.snapshot.sync
         self._bus.publish(
             "sync.flushed",
@@ -324,15 +273,19 @@ class Syncer:
 
     async def _flush(self, tracker: Tracker, *, final: bool) -> None:
         tracker.final = final
-        refusal = self._refusal
+        refusal = self._outcomes.refusal
         self._hurry(stay=final)
         try:
             await tracker.scan()
         except JournalError as exc:
-            self._update(last_error=exc.message, hint=exc.hint)
+            self._outcomes.update(last_error=exc.message, hint=exc.hint)
         tracker.hurry()
         while len(self._backlog) or tracker.undecided:
-            if self._refusal is not None and self._refusal.act and self._refusal is not refusal:
+            if (
+                self._outcomes.refusal is not None
+                and self._outcomes.refusal.act
+                and self._outcomes.refusal is not refusal
+            ):
                 return  # it was asked once more: only a person can help now
             await self._progress.wait()
 
@@ -342,8 +295,8 @@ class Syncer:
 
     async def retry(self) -> int:
         """Try everything that failed or waits again now; returns how many files that are."""
-        failed, self._failed = self._failed, {}
-        for work in failed.values():
+        failed = self._outcomes.forgive()
+        for work in failed:
             self._backlog.add(replace(work, attempts=0, due_at=0.0, taken=False, again=False))
         self._hurry()
         if self._running is not None:
@@ -373,31 +326,9 @@ class Syncer:
 
     def _refresh(self) -> None:
         unfinished = self._running.tracker.unfinished if self._running is not None else 0
-        self._update(
-            pending=len(self._backlog) + unfinished + len(self._failed), failed=len(self._failed)
+        self._outcomes.update(
+            pending=len(self._backlog) + unfinished + len(self._outcomes.failed),
+            failed=len(self._outcomes.failed),
         )
         self._progress.set()
         self._progress = anyio.Event()
-
-    def _update(self, **parts: object) -> None:
-        self._state.update(sync=replace(self._state.snapshot.sync, **parts))  # type: ignore[arg-type]
-
-    def _last_failure(self) -> str | None:
-        return self._state.snapshot.sync.last_error if self._failed else None
-
-    def _warn(self, message: str, hint: str | None) -> None:
-        self._report("sync.polling", SupervisorError(message, hint=hint), Severity.WARNING)
-
-    def _report(
-        self, kind: str, exc: SupervisorError, severity: Severity, *, subject: str | None = None
-    ) -> None:
-        level = logging.ERROR if severity is Severity.ERROR else logging.WARNING
-        _log.log(level, "%s%s", exc.message, f" (hint: {exc.hint})" if exc.hint else "")
-        self._bus.publish(
-            kind,
-            exc.message,
-            severity=severity,
-            subject=subject,
-            hint=exc.hint,
-            at=wall_time_s(),
-        )

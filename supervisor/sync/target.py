@@ -61,6 +61,10 @@ class Target(Protocol):
         trace: TracebackType | None,
     ) -> None: ...
 
+    async def prepare(self) -> None:
+        """Load and open what the first upload needs; sends nothing."""
+        ...
+
     async def store(self, upload: Upload) -> Stored:
         """Store one file; when it returns the bytes are safe. Repeating it is harmless.
 

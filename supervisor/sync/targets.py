@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AsyncExitStack
 from pathlib import Path
 from types import TracebackType
@@ -38,7 +38,11 @@ def make_target(settings: SyncSection, credential_files: Mapping[str, Path]) -> 
         parse_rate_bytes_per_s(settings.rate_limit) if settings.rate_limit else None
     )
     if settings.target == "s3":
-        return LazyS3Target(settings, Credentials(settings, credential_files), limiter=limiter)
+        credentials = Credentials(settings, credential_files)
+        return LateTarget(
+            f"s3://{settings.bucket}",
+            lambda: _load_s3(settings, credentials, limiter),
+        )
     if settings.folder is None:
         raise ConfigError(
             "Cannot sync to a folder: none is set", hint="set [sync] folder, or target = s3"
@@ -46,29 +50,29 @@ def make_target(settings: SyncSection, credential_files: Mapping[str, Path]) -> 
     return FolderTarget(settings.folder, limiter=limiter)
 
 
-def _import() -> type[Target]:
-    from supervisor.sync.s3 import S3Target  # noqa: PLC0415 (half a second and 40 MiB)
+def _load_s3(settings: SyncSection, credentials: Credentials, limiter: RateLimiter) -> Target:
+    from supervisor.sync.s3 import S3Target  # noqa: PLC0415 (half a second and 50 MiB)
 
-    return S3Target
+    return S3Target(settings, credentials, limiter=limiter)
 
 
-class LazyS3Target:
-    """Stands for the S3 target; the import runs in a thread, so that nothing else waits."""
+class LateTarget:
+    """Stands for a target whose module is costly to import.
 
-    def __init__(
-        self, settings: SyncSection, credentials: Credentials, *, limiter: RateLimiter
-    ) -> None:
-        self._settings = settings
-        self._credentials = credentials
-        self._limiter = limiter
-        self._opening = anyio.Lock()
+    ``load`` does that in a thread when the target is first used, so that nothing else waits.
+    """
+
+    def __init__(self, description: str, load: Callable[[], Target]) -> None:
+        self._description = description
+        self._load = load
+        self._loading = anyio.Lock()
         self._target: Target | None = None
         self._stack = AsyncExitStack()
 
     @property
     def description(self) -> str:
-        """The bucket as a URL."""
-        return f"s3://{self._settings.bucket}"
+        """Where it is, for people."""
+        return self._description
 
     async def __aenter__(self) -> Self:
         return self
@@ -81,29 +85,30 @@ class LazyS3Target:
     ) -> None:
         await self._stack.aclose()
 
-    async def _open(self) -> Target:
-        async with self._opening:
+    async def _loaded(self) -> Target:
+        async with self._loading:
             if self._target is None:
-                await to_thread.run_sync(_import)
-                from supervisor.sync.s3 import S3Target  # noqa: PLC0415 (loaded by now)
-
-                target = S3Target(self._settings, self._credentials, limiter=self._limiter)
+                target = await to_thread.run_sync(self._load)
                 self._target = await self._stack.enter_async_context(target)
             return self._target
 
+    async def prepare(self) -> None:
+        """Load it, and have it load the rest."""
+        await (await self._loaded()).prepare()
+
     async def store(self, upload: Upload) -> Stored:
         """Store one file; see ``Target.store``."""
-        return await (await self._open()).store(upload)
+        return await (await self._loaded()).store(upload)
 
     async def abandon(self, key: str, upload_id: str) -> None:
         """Abort an upload of a dead run; see ``Target.abandon``."""
-        await (await self._open()).abandon(key, upload_id)
+        await (await self._loaded()).abandon(key, upload_id)
 
     async def list(self, prefix: str) -> AsyncIterator[RemoteFile]:
         """Yield what is stored below a prefix."""
-        async for found in (await self._open()).list(prefix):
+        async for found in (await self._loaded()).list(prefix):
             yield found
 
     async def fetch(self, key: str, destination: Path, *, newer_than_s: float | None) -> bool:
         """Write an object to a local file; see ``Target.fetch``."""
-        return await (await self._open()).fetch(key, destination, newer_than_s=newer_than_s)
+        return await (await self._loaded()).fetch(key, destination, newer_than_s=newer_than_s)
