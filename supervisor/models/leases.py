@@ -25,6 +25,7 @@ from supervisor.errors import TransientTransferError
 
 # Long enough for a stalled network volume and for attribute caches (NFS: up to 60 s).
 LEASE_S = 90.0
+_RELEASE_S = 2.0
 
 
 def process_owner() -> str:
@@ -124,8 +125,9 @@ class Leases:
                 raise failure
         finally:
             if not lost:
-                with anyio.CancelScope(shield=True):
-                    await anyio.to_thread.run_sync(_release, lease)
+                # A volume that hangs must not hold up a stop: the lock expires by itself.
+                with anyio.move_on_after(_RELEASE_S, shield=True):
+                    await anyio.to_thread.run_sync(_release, lease, abandon_on_cancel=True)
 
     async def _acquire(self, folder: Path) -> Lease:
         seen: tuple[int, bytes] | None = None

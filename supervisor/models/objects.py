@@ -97,30 +97,45 @@ def has_writer(path: Path) -> bool:
     return False
 
 
-def checked_copy(source: Path, target: Path, sha256: str) -> None:
-    """Copy a file, flush it and hash the copy.
+def checked_copy(
+    source: Path, target: Path, sha256: str, *, pause: Callable[[], None] = lambda: None
+) -> None:
+    """Copy a file, flush it and hash the copy; ``pause`` as in ``hash_file``.
 
     Raises:
         OSError: the copy failed, or differs.
     """
-    shutil.copyfile(source, target)
+    _copy(source, target, pause=pause)
     descriptor = os.open(target, os.O_RDONLY | os.O_CLOEXEC)
     try:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-    if hash_file(target) != sha256:
+    if hash_file(target, pause=pause) != sha256:
         raise OSError(errno.EIO, "the copy differs from its source")
 
 
-def copy_if_possible(source: Path, target: Path) -> None:
+def _copy(source: Path, target: Path, *, pause: Callable[[], None]) -> None:
+    with source.open("rb", buffering=0) as reader, target.open("wb") as writer:
+        while chunk := reader.read(_CHUNK_BYTES):
+            writer.write(chunk)
+            pause()
+
+
+def copy_if_possible(source: Path, target: Path, *, pause: Callable[[], None]) -> None:
     """Copy a folder; where there is no room for it, the fetch begins anew."""
     half = target.with_name(f".{target.name}.{secrets.token_hex(4)}")
+
+    def copy(file: str, place: str) -> None:
+        _copy(Path(file), Path(place), pause=pause)
+
     try:
-        shutil.copytree(source, half)
+        shutil.copytree(source, half, copy_function=copy)
         half.rename(target)
-    except OSError:  # shutil.Error is one
+    except BaseException as exc:
         shutil.rmtree(half, ignore_errors=True)
+        if not isinstance(exc, OSError):  # shutil.Error is one
+            raise
 
 
 def listed(folder: Path) -> list[Path]:

@@ -76,12 +76,20 @@ class ModelStore:
 
     # -- on the way in ------------------------------------------------------------------
 
-    def incoming(self, key: str, generation: int, *, writer_gone: bool) -> Path:
+    def incoming(
+        self,
+        key: str,
+        generation: int,
+        *,
+        writer_gone: bool,
+        pause: Callable[[], None] = lambda: None,
+    ) -> Path:
         """Make the folder for a fetch under ``generation`` of the lock ``key``.
 
         What earlier generations left is taken along so that the fetch resumes: moved when
         their writer is known to be gone, else copied, since a machine that was merely frozen
-        still has the old files open and would write into a published object.
+        still has the old files open and would write into a published object. ``pause`` is
+        called again and again while copying (to check cancellation).
 
         Raises:
             OSError: the volume does not take it.
@@ -96,7 +104,7 @@ class ModelStore:
             if writer_gone:
                 older[-1].rename(folder)
             else:
-                copy_if_possible(older[-1], folder)
+                copy_if_possible(older[-1], folder, pause=pause)
         folder.mkdir(exist_ok=True)
         for stale in older:
             shutil.rmtree(stale, ignore_errors=True)
@@ -114,8 +122,10 @@ class ModelStore:
             return False
         return size_bytes in (None, size)
 
-    def put(self, file: Path, sha256: str) -> Path:
+    def put(self, file: Path, sha256: str, *, pause: Callable[[], None] = lambda: None) -> Path:
         """Make a verified file an object, by rename or, across disks, by a checked copy.
+
+        ``pause`` is called again and again while copying (to check cancellation).
 
         Raises:
             OSError: the volume does not take it.
@@ -128,7 +138,7 @@ class ModelStore:
         # What a symbolic link leads to belongs to somebody else, who may change it.
         if file.is_symlink() or not _moved(file, target):
             with self._temporary() as temporary:
-                checked_copy(file, temporary, sha256)
+                checked_copy(file, temporary, sha256, pause=pause)
                 temporary.replace(target)
             file.unlink()
         with contextlib.suppress(OSError):  # not every file system has modes

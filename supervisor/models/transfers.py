@@ -127,7 +127,11 @@ class StoreDownloader:
             if digest is not None and await self._adopt(request, digest, size, progress):
                 return _present(request.destination, digest)
             make = partial(
-                self._store.incoming, key, lease.generation, writer_gone=not lease.taken_over
+                self._store.incoming,
+                key,
+                lease.generation,
+                writer_gone=not lease.taken_over,
+                pause=anyio.from_thread.check_cancelled,
             )
             incoming = await anyio.to_thread.run_sync(make) / request.destination.name
             inner = replace(request, destination=incoming, sha256=digest, size_bytes=size)
@@ -166,7 +170,8 @@ class StoreDownloader:
         remember: str | None,
     ) -> None:
         lease.check()
-        self._store.put(incoming, digest)
+        # A stop does not wait for a copy onto a slow volume.
+        self._store.put(incoming, digest, pause=anyio.from_thread.check_cancelled)
         self._store.link(digest, request.destination)
         if remember is not None:
             self._store.remember(remember, digest)
@@ -205,7 +210,7 @@ class StoreDownloader:
 
         def adopt() -> bool:
             if not is_object(destination, self._store.path(digest)):
-                self._store.put(destination, digest)
+                self._store.put(destination, digest, pause=anyio.from_thread.check_cancelled)
                 self._store.link(digest, destination)
             return True
 

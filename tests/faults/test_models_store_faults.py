@@ -11,11 +11,14 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import anyio
+import anyio.from_thread
 import pytest
 
 from supervisor.config.settings import ModelsSection
@@ -26,6 +29,7 @@ from supervisor.download.request import (
     TransferResult,
 )
 from supervisor.errors import TransientTransferError
+from supervisor.models import objects
 from supervisor.models.leases import Leases
 from supervisor.models.objects import open_files
 from supervisor.models.runtime import opened_downloader
@@ -278,7 +282,7 @@ async def test_a_volume_that_hiccups_is_tried_again(
     store, engine = ModelStore(tmp_path / "store"), Engine()
     put = store.put
 
-    def fail(file: Path, sha256: str) -> Path:
+    def fail(file: Path, sha256: str, **_: object) -> Path:
         raise OSError(number, os.strerror(number))
 
     monkeypatch.setattr(store, "put", fail)
@@ -304,6 +308,51 @@ def test_no_room_for_the_copy_of_an_earlier_fetch(
     assert list(folder.iterdir()) == []
     (folder / "f.part").write_bytes(b"other half")
     assert [p.name for p in store.incoming("k", 3, writer_gone=False).iterdir()] == ["f.part"]
+
+
+@pytest.mark.anyio
+async def test_a_stop_does_not_wait_for_a_copy_onto_the_volume(
+    tmp_path: Path, other_disk: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The copy of a large file onto a slow volume takes minutes; what was fetched stays."""
+    store, engine = ModelStore(tmp_path / "store", staging=other_disk), Engine()
+    copying = threading.Event()
+    check_cancelled = anyio.from_thread.check_cancelled
+
+    def slow() -> None:
+        copying.set()
+        time.sleep(0.05)
+        check_cancelled()
+
+    with anyio.fail_after(60):
+        async with anyio.create_task_group() as group:
+            with monkeypatch.context() as patch:
+                patch.setattr(objects, "_CHUNK_BYTES", 100)
+                patch.setattr(anyio.from_thread, "check_cancelled", slow)
+                group.start_soon(get, store, engine, wanted(tmp_path / "m/f.bin"))
+                while not copying.is_set():
+                    await anyio.sleep(0.01)
+                group.cancel_scope.cancel()
+    assert not store.has(DIGEST)
+    assert not list((store.root / "temporary").iterdir())
+    (fetched,) = other_disk.glob("incoming/*/*/f.bin")  # noqa: ASYNC240 - a look, in a test
+    assert fetched.read_bytes() == DATA
+    await get(store, engine, wanted(tmp_path / "m/f.bin"))
+    assert (tmp_path / "m/f.bin").read_bytes() == DATA
+
+
+def test_a_copied_fetch_that_is_cancelled_leaves_nothing_half(tmp_path: Path) -> None:
+    store = ModelStore(tmp_path / "store")
+    (store.incoming("k", 1, writer_gone=True) / "f.part").write_bytes(DATA)
+
+    def cancelled() -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        store.incoming("k", 2, writer_gone=False, pause=cancelled)
+    assert [p.name for p in (store.root / "incoming/k").iterdir()] == ["1"]
+    folder = store.incoming("k", 2, writer_gone=False)
+    assert (folder / "f.part").read_bytes() == DATA
 
 
 # -- damage ---------------------------------------------------------------------------------
