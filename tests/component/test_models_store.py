@@ -105,6 +105,7 @@ def pod(
     process = subprocess.Popen(
         [*(NAMESPACES if alone else []), *command],
         cwd=ROOT,
+        env=os.environ | ({"POD_PAUSE_S": "0"} if step else {}),
         stdout=subprocess.PIPE,
         text=True,
     )
@@ -234,7 +235,7 @@ def test_a_pod_killed_while_it_publishes_costs_no_second_transfer(
         first = stack.enter_context(pod(tmp_path, "one", lease_s=3600, step=step))
         assert line(first) == "started"
         assert line(first) == f"at {step}"
-        second = stack.enter_context(pod(tmp_path, "two", lease_s=3600))
+        second = stack.enter_context(pod(tmp_path, "two", lease_s=3600, step="none"))
         first.kill()
         first.wait()
         finished = line(second)

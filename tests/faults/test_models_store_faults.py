@@ -237,6 +237,7 @@ def mounted(script: str, tmp_path: Path, *, size: str = "1m") -> subprocess.Comp
     return subprocess.run(
         ["unshare", "--mount", "sh", "-c", head + script],
         cwd=ROOT,
+        env=os.environ | {"POD_PAUSE_S": "0"},
         capture_output=True,
         text=True,
         timeout=100,

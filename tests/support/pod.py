@@ -3,12 +3,14 @@
     python -m tests.support.pod ROOT NAME SHA256 SOURCE LEASE_S [STEP]
 
 Prints "started" when its transfer begins and "done FETCHED" at the end. Every transfer
-adds a line to ROOT/transfers. With STEP (put, _place or clear_incoming, a method of the
-store) it prints "at STEP" there and waits to be killed.
+adds a line to ROOT/transfers and has 20 pieces, with POD_PAUSE_S (0.1) after each. With STEP
+(put, _place or clear_incoming, a method of the store; none for none) it prints "at STEP"
+there and waits to be killed.
 """
 
 from __future__ import annotations
 
+import os
 import sys
 import threading
 from collections.abc import Callable
@@ -83,7 +85,7 @@ async def main(
 ) -> None:
     origin, size = source
     store = ModelStore(root / "store")
-    engine = SlowEngine(root / "transfers", origin, 0.1)
+    engine = SlowEngine(root / "transfers", origin, float(os.environ.get("POD_PAUSE_S", "0.1")))
     downloader = StoreDownloader(engine, store, Leases(store.locks, lease_s=lease_s))
     request = DownloadRequest(
         name="f.bin",
@@ -102,7 +104,7 @@ async def main(
 
 if __name__ == "__main__":
     path = Path(sys.argv[4])
-    for name_of_step in sys.argv[6:7]:
+    for name_of_step in set(sys.argv[6:7]) - {"none"}:
         setattr(ModelStore, name_of_step, halted(name_of_step))
     source_of = (path, path.stat().st_size)
     anyio.run(main, Path(sys.argv[1]), sys.argv[2], sys.argv[3], source_of, float(sys.argv[5]))
