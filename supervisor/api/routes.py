@@ -248,7 +248,8 @@ class Routes:
             # An address may hold a secret: it is not repeated.
             what = body.huggingface or body.civitai or body.to or "the file"
             message = f"Cannot fetch {what}: {exc}"
-            raise ControlError(message, status=422, code="invalid-body") from exc
+            hint = "say where it goes: to, for example loras/" if "folder" in str(exc) else None
+            raise ControlError(message, hint=hint, status=422, code="invalid-body") from exc
         models.add(wanted, now=body.now)
         return answer({"name": wanted.name, "destination": str(wanted.destination)}, status=202)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 from argparse import Namespace
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -12,10 +13,12 @@ from pathlib import Path
 import anyio
 
 from supervisor.cli.configuration import load_for
+from supervisor.cli.environment import color_allowed
 from supervisor.cli.local_models import wanted_requests
-from supervisor.cli.output import print_json
+from supervisor.cli.model_lines import download_lines
+from supervisor.cli.output import print_json, say
 from supervisor.cli.planning import make_plan, read_facts
-from supervisor.cli.render import clean, size
+from supervisor.cli.render import Paint, clean, size
 from supervisor.config.load import LoadedSettings
 from supervisor.config.settings import ModelsSection
 from supervisor.core.status import DownloadsStatus, DownloadState
@@ -25,6 +28,8 @@ from supervisor.models.operations import StatusCallback, evict, pull, verify
 from supervisor.models.organizer import organize
 from supervisor.models.verifier import Verdict, Verified, discard_damaged
 from supervisor.models.workflow_plan import Finding, Item
+
+_NAME_WIDTH = 36
 
 
 def run(args: Namespace, environ: Mapping[str, str]) -> int:
@@ -60,25 +65,41 @@ def _fetch(
     environ: Mapping[str, str],
     requests: Sequence[DownloadRequest],
 ) -> int:
-    with _bars(quiet=args.json) as on_status:
+    with _retries_told(), _bars(quiet=args.json) as on_status:
         fetch = partial(pull, requests, section=section, environ=environ, on_status=on_status)
         status = anyio.run(fetch)
     if args.json:
         print_json(status.to_json())
     else:
-        _print_outcome(status)
+        paint = Paint(enabled=color_allowed(environ, sys.stdout))
+        for line in download_lines(status.to_json(), paint):
+            say(line, environ)
     done = all(f.state is DownloadState.DONE for f in status.files)
     return ExitCode.DONE if done else ExitCode.NO
 
 
-def _print_outcome(status: DownloadsStatus) -> None:
-    for file in status.files:
-        print(f"{file.state:<9} {size(file.bytes_total):>9} {clean(file.name)}")
-        for label, text in (("error", file.error), ("hint", file.hint)):
-            if text:
-                print(f"{'':<19} {label}: {clean(text)}")
-    if not status.files:
-        print("no model files are wanted")
+def _shortened(name: str) -> str:
+    """The end of a long name: it leaves room for the bar."""
+    shown = clean(name)
+    return shown if len(shown) <= _NAME_WIDTH else f"…{shown[1 - _NAME_WIDTH :]}"
+
+
+@contextmanager
+def _retries_told() -> Iterator[None]:
+    """Say why nothing moves; how files end stands in the result."""
+    teller = _Teller(logging.WARNING)
+    log = logging.getLogger("supervisor")
+    log.addHandler(teller)
+    try:
+        yield
+    finally:
+        log.removeHandler(teller)
+
+
+class _Teller(logging.Handler):
+    def emit(self, record: logging.LogRecord) -> None:
+        if record.levelno == logging.WARNING:
+            print(f"supervisor: {clean(record.getMessage())}", file=sys.stderr)
 
 
 @contextmanager
@@ -114,7 +135,7 @@ def _bars(*, quiet: bool) -> Iterator[StatusCallback]:
             for file in status.files:
                 moving = file.state in (DownloadState.ACTIVE, DownloadState.VERIFYING)
                 if moving and file.name not in shown:
-                    shown[file.name] = progress.add_task(clean(file.name), total=None)
+                    shown[file.name] = progress.add_task(_shortened(file.name), total=None)
                 if file.name in shown:
                     task = shown[file.name]
                     progress.update(task, completed=file.bytes_done, total=file.bytes_total)
@@ -129,7 +150,9 @@ def _bars(*, quiet: bool) -> Iterator[StatusCallback]:
 def _verify(args: Namespace, loaded: LoadedSettings, environ: Mapping[str, str]) -> int:
     requests = wanted_requests(loaded, environ, args.names)
     section = loaded.settings.models
-    tell: Callable[[Verified], None] = (lambda _: None) if args.json else _print_verdict
+    tell: Callable[[Verified], None] = (
+        (lambda _: None) if args.json else partial(_say_verdict, environ)
+    )
     verdicts = anyio.run(
         partial(verify, requests, section=section, environ=environ, on_verdict=tell)
     )
@@ -143,9 +166,12 @@ def _verify(args: Namespace, loaded: LoadedSettings, environ: Mapping[str, str])
     return _fetch(args, section, environ, discard_damaged(verdicts, section))
 
 
-def _print_verdict(verified: Verified) -> None:
+def _say_verdict(environ: Mapping[str, str], verified: Verified) -> None:
+    paint = Paint(enabled=color_allowed(environ, sys.stdout))
+    style = {Verdict.OK: "green", Verdict.DAMAGED: "red", Verdict.MISSING: "red"}
     reason = f"  ({clean(verified.reason)})" if verified.reason else ""
-    print(f"{verified.verdict:<8} {clean(verified.request.name)}{reason}", flush=True)
+    verdict = paint(f"{verified.verdict:<9}", style.get(verified.verdict, "yellow"))
+    say(f"{verdict}  {clean(verified.request.name)}{reason}", environ)
 
 
 # -- organize and evict -------------------------------------------------------------------
@@ -168,29 +194,30 @@ def _organize(args: Namespace, loaded: LoadedSettings, environ: Mapping[str, str
         for file in summary.files:
             target = f" -> {clean(file.target)}" if file.target else ""
             warning = "  [pickle]" if file.pickle else ""
-            print(
-                f"{file.action:<10} {clean(file.source)}{target}  ({clean(file.reason)}){warning}"
-            )
-        print(summary.line())
+            about = f"{target}  ({clean(file.reason)}){warning}"
+            say(f"{file.action:<10} {clean(file.source)}{about}", environ)
+        say(summary.line(), environ)
+        if args.dry_run:
+            print("nothing was changed: this is what would be done")
     return ExitCode.DONE
 
 
 def _evict(args: Namespace, loaded: LoadedSettings, environ: Mapping[str, str]) -> int:
     requests = make_plan(loaded, read_facts(loaded, environ), environ).downloads
-    removed = evict(
-        loaded.settings.models, budget=args.budget, wanted=requests, dry_run=args.dry_run
-    )
+    done = evict(loaded.settings.models, budget=args.budget, wanted=requests, dry_run=args.dry_run)
     if args.json:
         print_json(
             [
                 {"sha256": o.sha256, "size_bytes": o.size_bytes, "places": list(o.places)}
-                for o in removed
+                for o in done.removed
             ]
         )
         return ExitCode.DONE
-    for stored in removed:
+    for stored in done.removed:
         places = ", ".join(stored.places) or "linked nowhere"
-        print(f"{size(stored.size_bytes):>9} {stored.sha256[:12]} {clean(places)}")
+        say(f"{size(stored.size_bytes):>9}  {stored.sha256[:12]}  {clean(places)}", environ)
     verb = "would be freed" if args.dry_run else "freed"
-    print(f"{size(sum(o.size_bytes for o in removed)) if removed else 'nothing'} {verb}")
+    freed = size(sum(o.size_bytes for o in done.removed)) if done.removed else "nothing"
+    why = ": required, in use, or wanted by a running pod" if done.over else ""
+    say(f"{freed} {verb}, {size(done.kept_bytes)} stay{why}", environ)
     return ExitCode.DONE

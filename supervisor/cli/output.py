@@ -4,6 +4,7 @@ from __future__ import annotations
 
 TYPE_CHECKING = False  # spares the import of typing; type checkers know the name
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from typing import Any
 
 
@@ -15,3 +16,13 @@ def print_json(value: Any, *, compact: bool = False) -> None:
         print(json.dumps(value, separators=(",", ":"), ensure_ascii=False), flush=True)
     else:
         print(json.dumps(value, indent=2, ensure_ascii=False))
+
+
+def say(line: str, environ: Mapping[str, str]) -> None:
+    """Print a line for people; a terminal gets it folded at its width."""
+    import sys  # noqa: PLC0415 - as above
+
+    from supervisor.cli.environment import terminal_width  # noqa: PLC0415
+    from supervisor.cli.render import fold  # noqa: PLC0415
+
+    print(fold(line, terminal_width(environ)) if sys.stdout.isatty() else line, flush=True)

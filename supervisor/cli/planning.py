@@ -26,12 +26,18 @@ def read_facts(
     return replace(facts, nvenc=probe_nvenc_now(facts, environ)) if nvenc else facts
 
 
-def make_plan(loaded: LoadedSettings, facts: HardwareFacts, environ: Mapping[str, str]) -> Plan:
-    """Decide what `run` would do here.
+def make_plan(
+    loaded: LoadedSettings,
+    facts: HardwareFacts,
+    environ: Mapping[str, str],
+    *,
+    models: bool = True,
+) -> Plan:
+    """Decide what `run` would do here, with its downloads or without.
 
     Raises:
         ConfigError: services or model files that make no sense.
     """
     generated = GeneratedSecrets(_TO_BE_GENERATED, _TO_BE_GENERATED, _TO_BE_GENERATED)
     plan, _ = decide_resumed(loaded, facts, environ, generated)
-    return with_models(plan, loaded.settings, facts)
+    return with_models(plan, loaded.settings, facts) if models else plan

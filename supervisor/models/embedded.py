@@ -84,7 +84,12 @@ def _documents(file: BinaryIO) -> tuple[list[Any], str | None]:
             text = _bounded(file, _MAX_METADATA_BYTES).decode("utf-8-sig")
         except UnicodeDecodeError:
             raise ValueError(f"it is neither JSON nor {_KINDS}") from None
-        return [json.loads(text)], None
+        if not text.strip():
+            raise ValueError("it is empty")
+        try:
+            return [json.loads(text)], None
+        except json.JSONDecodeError as exc:
+            raise ValueError(f"it is not JSON: {exc}") from exc
     documents: list[Any] = []
     parameters = None
     for key, text in texts:

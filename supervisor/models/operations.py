@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
 import anyio
 
@@ -90,13 +91,22 @@ async def verify(
 # -- evict --------------------------------------------------------------------------------
 
 
+@dataclass(frozen=True, slots=True)
+class Eviction:
+    """What was (or would be) removed; ``over`` says that what stays is more than the budget."""
+
+    removed: tuple[StoredObject, ...]
+    kept_bytes: int
+    over: bool
+
+
 def evict(
     section: ModelsSection,
     *,
     budget: str | None,
     wanted: Sequence[DownloadRequest],
     dry_run: bool = False,
-) -> list[StoredObject]:
+) -> Eviction:
     """Shrink the store to ``budget`` ("500GB"; default: the configured one). Blocking.
 
     What the configuration marks as required stays, as does what running pods want.
@@ -121,4 +131,7 @@ def evict(
     store = ModelStore(section.store)
     required = {str(r.destination) for r in wanted if r.required}
     keep |= {o.sha256 for o in store.objects() if required.intersection(o.places)}
-    return store.evict(limit_bytes, keep=keep, spare_s=0.0, dry_run=dry_run)
+    before = sum(o.size_bytes for o in store.objects())
+    removed = store.evict(limit_bytes, keep=keep, spare_s=0.0, dry_run=dry_run)
+    kept_bytes = before - sum(o.size_bytes for o in removed)
+    return Eviction(tuple(removed), kept_bytes, kept_bytes > limit_bytes)

@@ -94,12 +94,22 @@ class Preflight:
         )
 
     async def check(self, requests: Iterable[DownloadRequest]) -> list[Checked]:
-        """Resolve everything side by side: size, hash, access. Order is kept."""
+        """Resolve everything side by side: size, hash, access, room. Order is kept."""
+        wanted = list(requests)
         answers: dict[int, list[Checked]] = {}
         async with anyio.create_task_group() as group:
-            for index, request in enumerate(requests):
+            for index, request in enumerate(wanted):
                 group.start_soon(self._check_into, answers, index, request)
-        return [checked for index in sorted(answers) for checked in answers[index]]
+        found = [
+            (wanted[i].bundle or wanted[i].name, c) for i in sorted(answers) for c in answers[i]
+        ]
+        groups = {
+            Job(c.request, number, bytes_total=c.size_bytes): name
+            for number, (name, c) in enumerate(found)
+            if c.ok and not c.in_place
+        }
+        short = await self.without_room(list(groups), [], groups.__getitem__)
+        return [_judged(checked, short.get(name)) for name, checked in found]
 
     async def look(self, jobs: Sequence[Job]) -> None:
         """Ask for sizes nobody knows. Trouble is left to the transfer."""
@@ -184,6 +194,13 @@ class Preflight:
             raise PermanentTransferError(
                 f"Cannot fetch {request.name}: there is no source called {request.source}"
             ) from None
+
+
+def _judged(checked: Checked, no_room: str | None) -> Checked:
+    if no_room is None or not checked.ok or checked.in_place:
+        return checked
+    message = f"Cannot fetch {checked.request.name}: {no_room}"
+    return replace(checked, error=DiskFullError(message, hint=ROOM_HINT))
 
 
 def free_bytes(path: Path) -> int:

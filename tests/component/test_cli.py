@@ -294,8 +294,17 @@ def test_models_of_a_workflow(run: Run, tmp_path: Path) -> None:
     assert done.returncode == 1, done.stderr
     states = {row["name"]: row["state"] for row in json.loads(done.stdout)}
     assert states == {"vae/here.safetensors": "there", "vae/away.safetensors": "missing"}
-    assert "missing   vae/away.safetensors" in run("models", "workflow", "w.json", *options).stdout
+    shown = run("models", "workflow", "w.json", *options).stdout
+    assert "missing    vae/away.safetensors\n" in shown
+    assert f"{url}/away.safetensors\n" in shown
     assert run("models", "workflow", "nowhere.json").returncode == 1
+    (tmp_path / "empty.json").touch()
+    (tmp_path / "cut.json").write_text('{"nodes": [')
+    some = run("models", "workflow", "empty.json", "cut.json", "w.json", *options, "--json")
+    assert some.returncode == 1
+    assert [row["name"] for row in json.loads(some.stdout)] == list(states)
+    assert "empty.json: it is empty" in some.stderr
+    assert "cut.json: it is not JSON: " in some.stderr
 
 
 @pytest.mark.parametrize(

@@ -33,6 +33,7 @@ class Bench:
         (root / "downloads").mkdir()
         self.lines = [f'directory = "{self.models}"', "bundles = []"]
         self.files: list[str] = []
+        self.told = ""
         self.environ = {"HF_ENDPOINT": hub.hub_url, "PATH": "/usr/bin:/bin", "HOME": str(root)}
 
     def want(self, repo: str, path: str, to: str, more: str = "") -> None:
@@ -52,8 +53,9 @@ class Bench:
         self._capsys.readouterr()
         code = main(["models", *words, "--config", str(config), "--json"], self.environ)
         captured = self._capsys.readouterr()
+        self.told = captured.err
         assert code == expect, captured.err
-        return json.loads(captured.out)
+        return json.loads(captured.out or "null")
 
 
 @pytest.fixture
@@ -184,3 +186,24 @@ def test_organize(bench: Bench) -> None:
     assert bench.run("organize")["counts"] == {"linked": 1}
     assert (bench.models / "loras/x.safetensors").exists()
     assert bench.run("organize", str(folder))["counts"] == {"present": 1}
+
+
+def test_names_are_files_and_bundles_and_others_are_told(bench: Bench) -> None:
+    own = bench.root / "own.toml"
+    lines = ['[bundles.mine]\nfiles = ["loras/a.safetensors", "vae/b.safetensors"]']
+    lines += ['[bundles.big]\nfiles = ["vae/b.safetensors"]\nmin_vram_gb = 24']
+    for place in ("loras/a.safetensors", "vae/b.safetensors"):
+        name = place.rpartition("/")[2]
+        lines.append(f'[files."{place}"]\nhuggingface = "o/r:{name}"')
+    own.write_text("\n".join(lines))
+    bench.lines[1:] = ['bundles = ["mine", "big", "mien"]', f'catalog = ["{own}"]']
+    bench.want("o/r", "c.safetensors", "loras/")
+    answer = bench.run("pull", "mine")
+    assert set(states(answer)) == {"loras/a.safetensors", "vae/b.safetensors"}
+    assert bench.run("pull", "mein", expect=1) is None
+    assert "did you mean mine?" in bench.told
+    assert bench.run("pull", "big", expect=1) is None
+    assert "24 GB of VRAM" in bench.told
+    bench.run("pull")
+    assert "mien skipped: there is no such bundle; did you mean 'mine'?" in bench.told
+    assert "big skipped: needs 24 GB" in bench.told

@@ -10,11 +10,13 @@ import pytest
 from supervisor.config.settings import ModelsSection
 from supervisor.errors import (
     AuthRequiredError,
+    DiskFullError,
     NotFoundError,
     PermanentTransferError,
     TransientTransferError,
 )
 from supervisor.models.preflight import Preflight
+from supervisor.models.room import RESERVE_BYTES
 from supervisor.models.sources import open_sources
 from supervisor.models.sources.base import SourceContext, same_host
 from supervisor.models.sources.huggingface import at_endpoint, is_hub
@@ -104,6 +106,22 @@ async def test_a_whole_repository_over_several_pages(tmp_path: Path) -> None:
         assert sum(1 for s in w.hub.seen if "/tree/" in s.path) == 3
         part = await preflight.expand(w.request("huggingface", "owner/repo:sub/", "diffusers/X/"))
         assert {r.name for r in part} == {"diffusers/X/b.safetensors", "diffusers/X/deep/c.bin"}
+
+
+async def test_a_check_judges_the_room_for_whole_folders(tmp_path: Path) -> None:
+    async with world(tmp_path) as w:
+        for name in ("a", "b"):
+            w.hub.add("owner/repo", f"{name}.safetensors", DATA)
+        w.hub.add("other/repo", "small.safetensors", DATA)
+        folder = w.request("huggingface", "owner/repo", "diffusers/x/")
+        small = w.request("huggingface", "other/repo:small.safetensors")
+        room = RESERVE_BYTES + 2 * len(DATA)
+        preflight = Preflight(open_sources(w.context), free=lambda _: room)
+        checked = await preflight.check([folder, small])
+        assert [c.ok for c in checked] == [False, False, True]
+        assert isinstance(checked[0].error, DiskFullError)
+        assert "needs 20.5 kB, 10.2 kB of 1.07 GB free are left" in checked[0].error.message
+        assert not w.hub.payload_requests()
 
 
 async def test_a_hostile_tree_cannot_leave_the_folder(tmp_path: Path) -> None:

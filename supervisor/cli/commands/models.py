@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any
 from supervisor.cli.configuration import load_for
 from supervisor.cli.daemon import connect_daemon
 from supervisor.cli.environment import color_allowed
-from supervisor.cli.output import print_json
+from supervisor.cli.model_lines import checked_lines, download_lines, workflow_lines
+from supervisor.cli.output import print_json, say
 from supervisor.cli.parsing import add_config, add_json
-from supervisor.cli.render import Paint, clean, size
+from supervisor.cli.render import Paint, clean
 from supervisor.errors import ExitCode
 
 if TYPE_CHECKING:
@@ -93,19 +94,10 @@ def _list(args: Namespace, environ: Mapping[str, str]) -> int:
         print_json(downloads)
         return ExitCode.DONE
     paint = Paint(enabled=color_allowed(environ, sys.stdout))
-    for file in downloads["files"]:
-        total = size(file["bytes_total"]) if file["bytes_total"] else "?"
-        share = f"{size(file['bytes_done'])} of {total}"
-        origin = f"{file['source']}{', bundle ' + file['bundle'] if file['bundle'] else ''}"
-        shown = f"{share:<22} {clean(file['name'])}  ({clean(origin)})"
-        print(f"{paint.state(file['state'], 9)} {shown}")
-        for name in ("error", "hint"):
-            if file.get(name):
-                print(f"{'':<10}{name}: {clean(file[name])}")
-    if not downloads["files"]:
-        print("no model files are wanted")
+    for line in download_lines(downloads, paint):
+        say(line, environ)
     if line := _verified(downloads.get("verification") or {}):
-        print(line)
+        say(line, environ)
     return ExitCode.DONE
 
 
@@ -156,25 +148,26 @@ def _check(args: Namespace, environ: Mapping[str, str]) -> int:
             ]
         )
     else:
-        for answer in answers:
-            state = "in place" if answer.in_place else "ok" if answer.ok else "refused"
-            print(f"{state:<9} {size(answer.size_bytes):>9} {clean(answer.request.name)}")
-            if answer.error:
-                print(f"{'':<19} {clean(answer.error.message)}")
-            if answer.error and answer.error.hint:
-                print(f"{'':<19} hint: {clean(answer.error.hint)}")
+        for line in checked_lines(answers, Paint(enabled=color_allowed(environ, sys.stdout))):
+            say(line, environ)
     return ExitCode.DONE if all(answer.ok for answer in answers) else ExitCode.NO
 
 
 def _workflow(args: Namespace, environ: Mapping[str, str]) -> int:
     from supervisor.cli.local_models import workflow_items  # noqa: PLC0415 - see _check
+    from supervisor.cli.main import report  # noqa: PLC0415 - which imports this one
 
     loaded = load_for(args, environ)
-    items = workflow_items(loaded, environ, args.files)
+    items, errors = workflow_items(loaded, environ, args.files)
+    for error in errors:
+        report(error)
+    if len(errors) == len(args.files):
+        return ExitCode.NO
     if args.pull:
         from supervisor.cli import model_actions  # noqa: PLC0415 - see run
 
-        return model_actions.pull_items(args, loaded, environ, items)
+        code = model_actions.pull_items(args, loaded, environ, items)
+        return ExitCode.NO if errors else code
     found = [
         {
             "name": item.key,
@@ -188,12 +181,10 @@ def _workflow(args: Namespace, environ: Mapping[str, str]) -> int:
     if args.json:
         print_json(found)
     else:
-        for row in found:
-            about = row["reason"] or row["url"] or ""
-            print(f"{row['state']:<9} {clean(row['name'])}  {clean(about)}".rstrip())
-        if not found:
-            print("no model files are mentioned")
-    return ExitCode.DONE if all(row["state"] == "there" for row in found) else ExitCode.NO
+        for line in workflow_lines(found, Paint(enabled=color_allowed(environ, sys.stdout))):
+            say(line, environ)
+    complete = not errors and all(row["state"] == "there" for row in found)
+    return ExitCode.DONE if complete else ExitCode.NO
 
 
 def _state(item: Item) -> str:
