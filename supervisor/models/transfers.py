@@ -76,10 +76,14 @@ class DirectDownloader:
         self, request: DownloadRequest, resolver: Resolver, progress: ProgressCallback
     ) -> TransferResult:
         """See ``Downloader.fetch``."""
-        fetch = getattr(getattr(resolver, "source", resolver), "fetch", None)
+        source = getattr(resolver, "source", resolver)
+        fetch = getattr(source, "fetch", None)
         if fetch is not None:
             result: TransferResult = await fetch(request, progress)
             return result
+        mirrors = getattr(source, "mirrors", None)
+        if mirrors is not None and request.mirrors:
+            request = replace(request, mirrors=mirrors(request.mirrors))
         return await self._engine.fetch(request, resolver, progress)
 
 

@@ -8,6 +8,12 @@ from pathlib import Path
 import pytest
 
 from supervisor.config.settings import ModelsSection
+from supervisor.download.request import (
+    DownloadRequest,
+    ProgressCallback,
+    Resolver,
+    TransferResult,
+)
 from supervisor.errors import (
     AuthRequiredError,
     DiskFullError,
@@ -17,10 +23,13 @@ from supervisor.errors import (
 )
 from supervisor.models.preflight import Preflight
 from supervisor.models.room import RESERVE_BYTES
+from supervisor.models.runtime import opened_downloader
 from supervisor.models.sources import open_sources
 from supervisor.models.sources.base import SourceContext, same_host
 from supervisor.models.sources.huggingface import at_endpoint, is_hub
+from supervisor.models.transfers import DirectDownloader, ResolvedAhead
 from tests.support.hub import HF_TOKEN, host_of, sha256
+from tests.support.model_files import safetensors_bytes
 from tests.support.sources import offer, world
 
 pytestmark = pytest.mark.anyio
@@ -81,6 +90,46 @@ async def test_offline_asks_nobody(tmp_path: Path) -> None:
         with pytest.raises(PermanentTransferError, match="HF_HUB_OFFLINE"):
             await w.resolve(offer(w, "huggingface", DATA))
         assert not w.hub.seen
+
+
+async def test_other_addresses_on_the_hub_follow_the_endpoint_and_offline(tmp_path: Path) -> None:
+    """The shipped catalog names copies on the hub; mirrors elsewhere are the user's business."""
+    copy, own = "https://huggingface.co/o/r/resolve/main/f", "https://nas.local/f"
+    seen: list[tuple[str, ...]] = []
+
+    class Engine:
+        async def fetch(
+            self, request: DownloadRequest, resolver: Resolver, progress: ProgressCallback
+        ) -> TransferResult:
+            seen.append(request.mirrors)
+            return TransferResult(request.destination, 0, None, 0)
+
+    for offline in (False, True):
+        async with world(tmp_path, hf_offline=offline) as w:
+            request = replace(offer(w, "huggingface", DATA), mirrors=(copy, own))
+            ahead = ResolvedAhead(open_sources(w.context)["huggingface"], None)
+            await DirectDownloader(Engine()).fetch(request, ahead, lambda _: None)
+            at_endpoint = f"{w.context.hf_endpoint}/o/r/resolve/main/f"
+            assert seen[-1] == ((own,) if offline else (at_endpoint, own))
+
+
+async def test_a_gated_file_comes_from_an_open_copy_of_the_same_bytes(tmp_path: Path) -> None:
+    """As the shipped FLUX does without a token."""
+    async with world(tmp_path, hf_token=None) as w:
+        data = safetensors_bytes(["x.weight"])
+        w.hub.gated = {"owner/repo"}
+        w.hub.add("open/copy", "f.safetensors", data)
+        request = replace(
+            offer(w, "huggingface", data),
+            sha256=sha256(data),
+            size_bytes=len(data),
+            mirrors=("https://huggingface.co/open/copy/resolve/main/f.safetensors",),
+        )
+        async with opened_downloader(ModelsSection()) as downloader:
+            source = open_sources(w.context)["huggingface"]
+            result = await downloader.fetch(request, source, lambda _: None)
+        assert result.sha256 == sha256(data)
+        assert request.destination.stat().st_size == len(data)
 
 
 async def test_a_whole_repository_over_several_pages(tmp_path: Path) -> None:

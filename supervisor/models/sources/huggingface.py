@@ -7,7 +7,7 @@ on refusals, ``Link: <…>; rel="next"`` for the pages of a tree.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
 from typing import Any
@@ -181,6 +181,12 @@ class HuggingFaceSource:
             size_bytes=file.size_bytes,
             sha256=file.sha256,
         )
+
+    def mirrors(self, addresses: Sequence[str]) -> tuple[str, ...]:
+        """Other addresses of a file as the endpoint has them; none of the hub's when offline."""
+        if self._context.hf_offline:
+            return tuple(address for address in addresses if not is_hub(address))
+        return tuple(at_endpoint(address, self._context.hf_endpoint) for address in addresses)
 
     def _require_online(self, name: str) -> None:
         if self._context.hf_offline:
