@@ -144,11 +144,8 @@ def catalog() -> Catalog:
     return load_catalog()
 
 
-def plan(
-    environ: dict[str, str], *, vram_mib: int | None = None, selectors: str | None = None
-) -> ModelPlan:
-    overrides = [f"models.selectors={selectors}"] if selectors else []
-    loaded = load_settings(config=None, environ=NOTHING | environ, overrides=overrides)
+def plan(environ: dict[str, str], *, vram_mib: int | None = None) -> ModelPlan:
+    loaded = load_settings(config=None, environ=NOTHING | environ)
     return plan_models(loaded.settings.models, directory=MODELS, vram_mib=vram_mib)
 
 
@@ -216,9 +213,9 @@ def test_no_advice_where_none_helps(environ: dict[str, str], vram_mib: int) -> N
 
 
 def test_flux_fits_a_usual_card_unless_told_otherwise() -> None:
-    on = {"SUPERVISOR_MODELS__BUNDLES": "flux"}
+    on = {"ENABLE_FLUX": "true"}
     assert not plan(on, vram_mib=24_000).refused
-    large = plan(on, vram_mib=24_000, selectors='{FLUX_TEXT_ENCODER="fp16"}')
+    large = plan(on | {"FLUX_TEXT_ENCODER": "fp16"}, vram_mib=24_000)
     assert "needs 32 GB" in large.refused[0].reason
 
 

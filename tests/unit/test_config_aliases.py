@@ -36,6 +36,17 @@ PLAIN = [
     ("CONTROLNET_MODELS", "canny,depth", "models.selectors.CONTROLNET_MODELS", "canny,depth"),
     ("QWEN_EDIT_MODEL", "Q8_0", "models.selectors.QWEN_EDIT_MODEL", "Q8_0"),
     ("STEADYDANCER_VARIANT", "gguf", "models.selectors.STEADYDANCER_VARIANT", "gguf"),
+    *(
+        (name, "int8", f"models.selectors.{name}", "int8")
+        for name in (
+            "FLUX_MODEL",
+            "FLUX_TEXT_ENCODER",
+            "SCAIL_MODEL",
+            "VACE_MODEL",
+            "ZIMAGE_MODEL",
+            "ZIMAGE_TEXT_ENCODER",
+        )
+    ),
     ("CIVITAI_API_KEY", "civ-key", "models.civitai_token", "civ-key"),
     ("CIVITAI_LORAS", "12, 34", "models.civitai_loras", (12, 34)),
     ("HF_TOKEN", "hf_x", "models.hf_token", "hf_x"),
@@ -78,7 +89,7 @@ PLAIN = [
 BUNDLES = [
     "VIBEVOICE", "CONTROLNET", "ZIMAGE", "STEADYDANCER", "SCAIL", "XTTS", "TURBODIFFUSION", "I2V",
     "VACE", "FUN_INP", "ILLUSTRIOUS", "WAN22_DISTILL", "GENFOCUS", "QWEN_EDIT", "MVINVERSE",
-    "FLASHPORTRAIT", "STORYMEM", "INFCAM", "DWPOSE",
+    "FLASHPORTRAIT", "STORYMEM", "INFCAM", "DWPOSE", "FLUX",
 ]  # fmt: skip
 SWITCHES = [*(f"ENABLE_{bundle}" for bundle in BUNDLES), "WAN_720P", "WAN_480P"]
 OTHERS = [
@@ -212,5 +223,15 @@ def test_every_switch_has_a_bundle_in_the_catalog() -> None:
     catalog = load_catalog(())
     for name in SWITCHES:
         assert bundle_name(name) in catalog.bundles
-    selectors = {name for bundle in catalog.bundles.values() for name in bundle.selectors}
-    assert {"VIBEVOICE_MODEL", "CONTROLNET_MODELS", "QWEN_EDIT_MODEL"} <= selectors
+
+
+def test_every_choice_of_the_catalog_is_a_variable_with_the_same_default() -> None:
+    given = {a.name: a.default for a in ALIASES if a.path[:2] == ("models", "selectors")}
+    assert given.pop("ENABLE_ILLUSTRIOUS_EMBEDDINGS") == "false"
+    shipped = {
+        name: selector.default
+        for bundle in load_catalog(()).bundles.values()
+        for name, selector in bundle.selectors.items()
+    }
+    assert shipped.pop("ILLUSTRIOUS_EMBEDDINGS") == "off"
+    assert given == shipped
