@@ -26,8 +26,9 @@ B = TypeVar("B", bound=BaseModel)
 
 
 def dump(value: Any) -> str:
-    """Write compact JSON."""
-    return json.dumps(value, separators=(",", ":"), ensure_ascii=False)
+    """Write compact JSON that can be encoded: of a file's name that is no UTF-8, escapes."""
+    text = json.dumps(value, separators=(",", ":"), ensure_ascii=False)
+    return text if text.isascii() else text.encode("utf-8", "backslashreplace").decode()
 
 
 def access_document(context: ApiContext) -> dict[str, str]:

@@ -13,9 +13,9 @@ def print_json(value: Any, *, compact: bool = False) -> None:
     import json  # noqa: PLC0415 - pretty output of a text command does without
 
     if compact:
-        print(json.dumps(value, separators=(",", ":"), ensure_ascii=False), flush=True)
+        print(_encodable(json.dumps(value, separators=(",", ":"), ensure_ascii=False)), flush=True)
     else:
-        print(json.dumps(value, indent=2, ensure_ascii=False))
+        print(_encodable(json.dumps(value, indent=2, ensure_ascii=False)))
 
 
 def say(line: str, environ: Mapping[str, str]) -> None:
@@ -26,3 +26,8 @@ def say(line: str, environ: Mapping[str, str]) -> None:
     from supervisor.cli.render import fold  # noqa: PLC0415
 
     print(fold(line, terminal_width(environ)) if sys.stdout.isatty() else line, flush=True)
+
+
+def _encodable(text: str) -> str:
+    """Write what is no UTF-8, such as a file's name, as JSON's escapes."""
+    return text if text.isascii() else text.encode("utf-8", "backslashreplace").decode()

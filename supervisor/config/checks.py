@@ -7,7 +7,7 @@ import shlex
 import signal
 from collections.abc import Iterator
 
-from supervisor.config.keys import KeyPath, dotted, resolve
+from supervisor.config.keys import KeyPath, dotted, resolve, secret_paths
 from supervisor.config.layers import Layers
 from supervisor.config.problems import nearest, shown
 from supervisor.config.settings import LiveCheck, ReadyCheck, ServiceSection, Settings
@@ -31,6 +31,15 @@ def cross_problems(settings: Settings, layers: Layers) -> Iterator[ConfigProblem
             hint=hint,
         )
     yield from _switches(layers)
+
+
+def _secrets(settings: Settings) -> Iterator[_Finding]:
+    """Secrets travel in headers and on command lines: one line, nothing invisible."""
+    for path in secret_paths():
+        value = getattr(getattr(settings, str(path[0])), str(path[1]))
+        if value is not None and not value.get_secret_value().isprintable():
+            hint = "copy it again, without the line break"
+            yield path, "", "must be one line of visible characters", hint
 
 
 def _switches(layers: Layers) -> Iterator[ConfigProblem]:
@@ -69,6 +78,7 @@ _Finding = tuple[KeyPath, object, str, str | None]
 
 
 def _findings(settings: Settings) -> Iterator[_Finding]:
+    yield from _secrets(settings)
     yield from _ports(settings)
     yield from _sync(settings)
     for name, variable in (("hf_endpoint", "HF_ENDPOINT"), ("civitai_endpoint", None)):

@@ -67,6 +67,8 @@ class EnvironmentReader:
         if not text:
             return
         try:
+            if not _is_text(text):
+                raise ValueError("is not UTF-8")
             if alias is not None and alias.apply is not None:
                 apply_alias(alias, self._layers, text, origin)
             else:
@@ -155,6 +157,15 @@ class EnvironmentReader:
             hint = nearest(name, known, cutoff=0.9)
             if hint:
                 self.warnings.append(f"{name} is not known: {hint}")
+
+
+def _is_text(value: str) -> bool:
+    """Whether a variable's bytes were UTF-8; others come as surrogates."""
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def known_variables() -> list[str]:

@@ -74,6 +74,7 @@ def shown(path: Sequence[str | int], value: Any) -> str | None:
         from supervisor.config.redaction import Redactor  # noqa: PLC0415 - see nearest_name
 
         text = f'"{Redactor().redact(value)}"' if isinstance(value, str) else str(value)
+    text = text.encode("utf-8", "backslashreplace").decode()  # a variable may hold any bytes
     return text if len(text) <= _LONGEST_VALUE else f"{text[: _LONGEST_VALUE - 1]}…"
 
 

@@ -99,9 +99,10 @@ class Redactor:
 
 def _forms(secret: str) -> Iterator[str]:
     yield secret
-    yield quote(secret, safe="")
-    yield quote(secret)
-    yield quote_plus(secret)
+    # A variable may hold any bytes; what is no UTF-8 comes as surrogates.
+    yield quote(secret, safe="", errors="surrogateescape")
+    yield quote(secret, errors="surrogateescape")
+    yield quote_plus(secret, errors="surrogateescape")
     yield dumps(secret)[1:-1]
     yield from _base64_forms(secret)
     lines = secret.splitlines()
@@ -111,7 +112,7 @@ def _forms(secret: str) -> Iterator[str]:
 
 def _base64_forms(secret: str) -> Iterator[str]:
     """Yield what of ``secret`` is sure to appear in the base64 of a text that holds it."""
-    data = secret.encode()
+    data = secret.encode("utf-8", "surrogateescape")
     for before in range(3):
         encoded = b64encode(b"\0" * before + data).decode().rstrip("=")
         # Characters that mix in bits of the neighbours are unknown.

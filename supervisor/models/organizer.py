@@ -156,8 +156,18 @@ class Organizer:
     async def _watch(self) -> None:
         from watchfiles import awatch  # noqa: PLC0415 - loaded after ComfyUI's launch
 
-        async for _ in awatch(self._downloads):
-            self._changed.set()
+        told = False
+        while True:
+            try:
+                async for _ in awatch(self._downloads):
+                    self._changed.set()
+            # The watcher gives up on a name that is not UTF-8, at its limits, and when the
+            # folder goes. It only brings hints: the rescan finds what it misses.
+            except* (OSError, RuntimeError) as group:
+                if not told:
+                    log.info("The watch of %s broke off: %s", self._downloads, _first(group))
+                told = True
+            await anyio.sleep(_RESCAN_INTERVAL_S)
 
     async def sort(self) -> Summary:
         """Sort once and report what is new."""
@@ -191,6 +201,11 @@ class Organizer:
         self._bus.publish(
             "models.organized", message, severity=severity, subject=name, **file.to_json()
         )
+
+
+def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
+    inner = group.exceptions[0]
+    return _first(inner) if isinstance(inner, BaseExceptionGroup) else inner
 
 
 def _inodes(models: Path) -> dict[tuple[int, int], Path]:

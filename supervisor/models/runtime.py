@@ -102,5 +102,5 @@ async def _sort(organizer: Organizer) -> None:
     """Sorting is a convenience: an unusable folder must not end the downloads."""
     try:
         await organizer.run()
-    except OSError as exc:
-        log.error("Cannot watch the downloads folder: %s", exc.strerror or exc)
+    except* OSError as group:
+        log.error("Cannot watch the downloads folder: %s", group.exceptions[0])

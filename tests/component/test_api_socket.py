@@ -264,3 +264,13 @@ async def test_every_route_is_documented() -> None:
     async with anyio.create_task_group() as tasks:
         routes = Routes(context, streams=Streams(), tasks=tasks, owner=True)
         assert {f"{route.method} {route.path}" for route in routes.table()} == documented
+
+
+async def test_texts_that_are_no_utf_8_are_escaped(tmp_path: Path) -> None:
+    state = StateStore(Snapshot(notes=("a file \udcff", "\u00e9")))
+    async with (
+        serving(tmp_path, state=state) as server,
+        server.session.get("/v1/status") as response,
+    ):
+        assert response.status == 200
+        assert (await response.json())["notes"] == ["a file \udcff", "\u00e9"]

@@ -278,3 +278,23 @@ async def test_watching(folders: tuple[Path, Path]) -> None:
                 await anyio.sleep(0.05)
             group.cancel_scope.cancel()
     assert any(e.kind == "models.organized" for e in bus.recent())
+
+
+@pytest.mark.anyio
+async def test_a_name_that_is_no_text_ends_neither_the_watch_nor_anything_else(
+    folders: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("supervisor.models.organizer._RESCAN_INTERVAL_S", 0.2)
+    monkeypatch.setattr("supervisor.models.organizer._SETTLE_S", 0.1)
+    downloads, models = folders
+    watcher = Organizer(downloads, models, bus=EventBus())
+    with anyio.fail_after(60):
+        async with anyio.create_task_group() as group:
+            await group.start(watcher.run)
+            named = safetensors(downloads / "a.safetensors", TENSORS["sd vae"][0])
+            await anyio.sleep(0.3)
+            named.rename(Path(os.fsdecode(os.fsencode(downloads) + b"/\xff.safetensors")))
+            safetensors(downloads / "b.safetensors", TENSORS["sd vae"][0])
+            while not (models / "vae/b.safetensors").exists():
+                await anyio.sleep(0.05)
+            group.cancel_scope.cancel()

@@ -9,6 +9,7 @@ import pytest
 from pydantic import SecretStr
 
 from supervisor.config.load import LoadedSettings, load_settings
+from supervisor.config.redaction import Redactor
 from supervisor.config.toml_file import key_lines
 from supervisor.errors import ConfigError, ConfigProblem
 
@@ -271,6 +272,26 @@ def test_a_file_that_is_nested_without_end() -> None:
 
 def test_a_secret_file_that_is_no_text() -> None:
     assert "not a text" in one(HF_TOKEN_FILE="/dev/zero").reason
+
+
+@pytest.mark.parametrize(
+    ("environ", "reason"),
+    [
+        ({"HF_TOKEN": "hf_\udcff"}, "is not UTF-8"),
+        ({"SUPERVISOR_SYNC__BUCKET": "\udcff"}, "is not UTF-8"),
+        ({"HF_TOKEN": "hf_a\nhf_b"}, "must be one line of visible characters"),
+        ({"SUPERVISOR_HEALTH__TOKEN": "a\u00a0b"}, "must be one line of visible characters"),
+    ],
+)
+def test_values_that_no_header_can_carry(environ: dict[str, str], reason: str) -> None:
+    problem = one(**environ)
+    assert problem.reason == reason
+    str(problem).encode()  # can be shown
+
+
+def test_other_peoples_variables_may_hold_any_bytes() -> None:
+    loaded = load(DB_PASSWORD="\udcff\udcfelong-word", JUNK="\udcff")
+    assert "word" not in Redactor(loaded.secrets).redact("x \udcff\udcfelong-word %FF%FElong-word")
 
 
 def test_secrets_are_never_in_a_problem() -> None:
