@@ -115,12 +115,7 @@ def _chaos(seed: int) -> Callable[[Any, int], int | str | None]:
     return fault
 
 
-@pytest.mark.parametrize(
-    "count", [60, pytest.param(10_000, marks=[pytest.mark.slow, pytest.mark.timeout(3600)])]
-)
-def test_faults_and_kills_lose_truncate_and_double_nothing(tmp_path: Path, count: int) -> None:
-    if count > 100 and not os.environ.get("SYNC_FAULTS_FULL"):
-        pytest.skip("set SYNC_FAULTS_FULL=1 for the 10 000 files")
+def test_faults_and_kills_send_nothing_twice(tmp_path: Path) -> None:
     rng = random.Random(1)
     source = tmp_path / "comfyui/output"
     wanted: dict[str, str] = {}
@@ -128,20 +123,18 @@ def test_faults_and_kills_lose_truncate_and_double_nothing(tmp_path: Path, count
         assert server.strict is not None
         config = {"root": str(tmp_path), **server.settings, "concurrency": 8}
         victim = _victim(config, "never")
-        kills = 0
-        for number in range(count):
+        for number in range(60):
             name = f"{number % 7}/{number % 3}/{number}.png"
             path = source / name
             path.parent.mkdir(parents=True, exist_ok=True)
             data = png(f"{number}" * rng.randrange(1, 5000))
             path.write_bytes(data)
             wanted[name] = sha256(data)
-            if number % max(10, count // 20) == 0:
+            if number % 10 == 0:
                 victim.kill()
                 victim.communicate()
-                kills += 1
                 victim = _victim(config, "never")
-        victim.communicate(timeout=3000)
+        victim.communicate(timeout=120)
         server.strict.fault = None
         _finish(config)
         stored = {key.split("/", 2)[2]: o.sha256 for key, o in server.strict.objects.items()}
@@ -149,7 +142,6 @@ def test_faults_and_kills_lose_truncate_and_double_nothing(tmp_path: Path, count
     torn = [name for name in wanted if stored.get(name) != wanted[name]]
     doubles = len(stored) - len(wanted)
     twice = [key for key, writes in server.strict.writes.items() if writes > 1]
-    print(f"{count} files, {kills} kills: lost {len(lost)}, torn {len(torn)}, doubles {doubles}")
     assert (lost, torn, doubles, twice) == ([], [], 0, [])
 
 
