@@ -29,7 +29,7 @@ from supervisor.api.schema import (
 )
 from supervisor.api.streams import Streams, send_lines, send_server_events
 from supervisor.core.events import Event
-from supervisor.core.status import Phase, ServiceStatus, Snapshot, to_jsonable
+from supervisor.core.status import Phase, ServiceStatus, Snapshot, SyncStatus, to_jsonable
 from supervisor.errors import ControlError
 
 _LOG_LINES = 100
@@ -162,8 +162,13 @@ class Routes:
         return answer(snapshot.downloads.to_json() | {"verification": verification})
 
     async def sync(self, _: web.Request) -> web.Response:
-        """The output sync."""
-        return answer(to_jsonable(self._context.state.snapshot.sync))
+        """The output sync, and why what is not stored waits."""
+        return self._sync_answer(self._context.state.snapshot.sync)
+
+    def _sync_answer(self, status: SyncStatus) -> web.Response:
+        syncer = self._context.syncer
+        waiting = [*syncer.waiting()] if syncer is not None else []
+        return answer({**to_jsonable(status), "waiting": waiting})
 
     # -- services -------------------------------------------------------------------------
 
@@ -258,7 +263,7 @@ class Routes:
         syncer = self._part(self._context.syncer, "flush")
         body = await self._body(request, FlushBody)
         timeout_s = body.timeout_s if self._owner else min(body.timeout_s, _PATIENCE_S)
-        return answer(to_jsonable(await syncer.flush(timeout_s)))
+        return self._sync_answer(await syncer.flush(timeout_s))
 
     async def retry(self, request: web.Request) -> web.Response:
         """Try failed uploads again."""

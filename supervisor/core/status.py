@@ -171,6 +171,7 @@ class SyncStatus:
     incomplete: int = 0
     last_stored: str | None = None
     retained: int = 0  # files left for the next boot, known once the flush has ended
+    unflushed: int = 0  # of those that were finished when the last flush was asked for
 
 
 @dataclass(frozen=True, slots=True)

@@ -100,6 +100,10 @@ class Backlog:
         """Return the work on a path, if there is any."""
         return self._works.get(key)
 
+    def works(self) -> list[Work]:
+        """Return what waits or is under way."""
+        return [*self._works.values()]
+
     def add(self, work: Work) -> None:
         """Queue a file; one that is queued already is brought up to date."""
         known = self._works.get(work.key)

@@ -31,6 +31,8 @@ _CONTENT_TYPES = {
     ".webm": "video/webm",
     ".webp": "image/webp",
 }
+_ENCODED = re.compile(r"%([01][0-9A-F]|7F|25|[89A-F][0-9A-F])")
+_LOOKS_ENCODED = re.compile(f"%(?={_ENCODED.pattern[1:]})")
 
 
 class NameFilter:
@@ -87,8 +89,17 @@ def build_key(template: str, *, prefix: str, day: str, path: str, host: str = ""
 
 
 def clean_path(path: str) -> str:
-    """Percent-encode control characters and bytes that are not UTF-8; the rest stays."""
+    """Percent-encode control characters and bytes that are not UTF-8; the rest stays.
+
+    So does a percent sign that would look like one of those: no two names become one.
+    """
+    path = _LOOKS_ENCODED.sub("%25", path)
     return "".join(_clean_character(c) for c in path)
+
+
+def restored_path(path: str) -> str:
+    """Undo ``clean_path``."""
+    return _ENCODED.sub(_restored_character, path)
 
 
 def _clean_character(character: str) -> str:
@@ -98,6 +109,11 @@ def _clean_character(character: str) -> str:
     if 0xDC80 <= code <= 0xDCFF:  # a byte that os.fsdecode could not decode
         return f"%{code - 0xDC00:02X}"
     return character
+
+
+def _restored_character(found: re.Match[str]) -> str:
+    code = int(found[1], 16)
+    return chr(code + 0xDC00) if code >= 0x80 else chr(code)
 
 
 def alternative_key(key: str, sha256: str) -> str:

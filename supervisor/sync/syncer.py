@@ -28,10 +28,11 @@ from supervisor.errors import (
     TransientTransferError,
 )
 from supervisor.sync import cleanup, restore
-from supervisor.sync.backlog import Backlog, Work
+from supervisor.sync.backlog import Backlog, PathKey, Work
 from supervisor.sync.examine import Examiner
 from supervisor.sync.ledger import Ledger
-from supervisor.sync.model import FileState, MetricsSink, NoMetrics, Tree
+from supervisor.sync.model import MetricsSink, NoMetrics, Tree
+from supervisor.sync.orphans import abandon_orphans
 from supervisor.sync.outcomes import Outcomes
 from supervisor.sync.pacing import Gate
 from supervisor.sync.target import FileChangedError, Target, TargetRefusedError
@@ -39,6 +40,7 @@ from supervisor.sync.targets import describe_target, make_target
 from supervisor.sync.tracker import Tracker
 from supervisor.sync.transfer import Transfer
 from supervisor.sync.trees import KeyScheme, user_tree, watched_trees
+from supervisor.sync.waiting import why
 
 _log = logging.getLogger("supervisor.sync")
 
@@ -98,6 +100,7 @@ class Syncer:
         self._running: _Running | None = None
         self._active = False
         self._progress = anyio.Event()
+        self._unflushed: set[PathKey] = set()
 
     async def run(self, *, task_status: TaskStatus[None] = anyio.TASK_STATUS_IGNORED) -> None:
         """Sync until cancelled; what is under way then is resumed by the next run.
@@ -120,7 +123,8 @@ class Syncer:
     async def _run(self, ledger: Ledger, target: Target) -> None:
         scheme = KeyScheme(self._settings, self._host)
         transfer = Transfer(ledger, target, scheme, cache_control=self._settings.cache_control)
-        examiners = self._examiners(ledger)
+        exclude = self._settings.folder if self._settings.target == "folder" else None
+        examiners = {t.name: Examiner(t, ledger, exclude=exclude) for t in self._trees()}
         tracker = Tracker(
             examiners,
             self._backlog,
@@ -132,7 +136,7 @@ class Syncer:
         self._running = _Running(ledger, target, transfer, tracker)
         self._refresh()
         async with anyio.create_task_group() as tasks:
-            tasks.start_soon(self._abandon_orphans)
+            tasks.start_soon(abandon_orphans, ledger, target, self._trees())
             tasks.start_soon(tracker.run)
             tasks.start_soon(self._dispatch)
             tasks.start_soon(self._prepare, target)
@@ -177,28 +181,6 @@ class Syncer:
     def _trees(self) -> list[Tree]:
         return watched_trees(self._settings, self._source, self._comfyui, self._logs)
 
-    def _examiners(self, ledger: Ledger) -> dict[str, Examiner]:
-        exclude = self._settings.folder if self._settings.target == "folder" else None
-        return {t.name: Examiner(t, ledger, exclude=exclude) for t in self._trees()}
-
-    async def _abandon_orphans(self) -> None:
-        """Abort the uploads of dead runs whose files are gone."""
-        running = self._running
-        if running is None:
-            return
-        for row in await to_thread.run_sync(running.ledger.unfinished):
-            tree = next((t for t in self._trees() if t.name == row.tree), None)
-            if tree is not None and await to_thread.run_sync(tree.locate(row.path).exists):
-                continue
-            try:
-                if row.state is FileState.UPLOADING:
-                    await running.target.abandon(row.key, row.upload_id or "")
-                await to_thread.run_sync(running.ledger.forget, row.tree, row.path)
-            except SupervisorError as exc:
-                _log.info("%s", exc)
-
-    # One file
-
     async def _dispatch(self) -> None:
         """Start a task for every file that is due, as far as lanes are free."""
         async with anyio.create_task_group() as tasks:
@@ -240,8 +222,6 @@ class Syncer:
             if self._backlog.finish(work):
                 running.tracker.look_again(work.key)
 
-    # Asked from outside
-
     @property
     def running(self) -> bool:
         """Whether outputs are seen and stored now; what a flush tells means nothing without."""
@@ -250,9 +230,11 @@ class Syncer:
     async def flush(self, timeout_s: float, *, final: bool = False) -> SyncStatus:
         """Store everything that is finished, small and old first, for at most so long.
 
-        ``final``: no writer is left, so that quiet periods end now and broken files count
-        as such. The result's ``retained`` is what waits for the next boot.
+        What comes meanwhile is stored as well, but not waited for. ``final``: no writer is
+        left, so that quiet periods end now and broken files count as such. The result's
+        ``retained`` is all that is not stored, ``unflushed`` what was waited for in vain.
         """
+        self._unflushed = set()
         with anyio.move_on_after(timeout_s):
             while self._active and self._running is None:  # the journal is being opened
                 await self._progress.wait()
@@ -260,7 +242,8 @@ class Syncer:
                 await self._flush(self._running.tracker, final=final)
         self._refresh()
         pending = self._state.snapshot.sync.pending
-        self._outcomes.update(retained=pending)
+        unflushed = self._unflushed.union(self._outcomes.failed)
+        self._outcomes.update(retained=pending, unflushed=len(unflushed))
         status = self._state.snapshot.sync
         self._bus.publish(
             "sync.flushed",
@@ -273,21 +256,32 @@ class Syncer:
 
     async def _flush(self, tracker: Tracker, *, final: bool) -> None:
         tracker.final = final
-        refusal = self._outcomes.refusal
+        before = self._outcomes.refusal
         self._hurry(stay=final)
         try:
             await tracker.scan()
         except JournalError as exc:
             self._outcomes.update(last_error=exc.message, hint=exc.hint)
+        asked = self._unflushed = self._open(tracker)
         tracker.hurry()
-        while len(self._backlog) or tracker.undecided:
-            if (
-                self._outcomes.refusal is not None
-                and self._outcomes.refusal.act
-                and self._outcomes.refusal is not refusal
-            ):
+        while self._unflushed:
+            refusal = self._outcomes.refusal
+            if refusal is not None and refusal.act and refusal is not before:
                 return  # it was asked once more: only a person can help now
             await self._progress.wait()
+            left = self._open(tracker)
+            self._unflushed = left if final else left & asked
+
+    def _open(self, tracker: Tracker) -> set[PathKey]:
+        return {work.key for work in self._backlog.works()} | tracker.undecided
+
+    def waiting(self) -> list[str]:
+        """Say what waits and why."""
+        if self._running is None:
+            return []
+        watched, queued = self._running.tracker.watched, self._backlog.works()
+        refused = self._outcomes.refusal is not None
+        return [*why(watched, queued, self._outcomes.failed, refused=refused)]
 
     def _hurry(self, *, stay: bool = False) -> None:
         self._backlog.hurry(stay=stay)
@@ -318,7 +312,9 @@ class Syncer:
             restored = await restore.restore(target, trees)
         self._bus.publish(
             "sync.restored",
-            f"Restored {restored.files} files, kept {restored.kept} that are as new here",
+            f"Restored {restored.files} files, kept {restored.kept} that are as new here"
+            + (f", left {restored.skipped} out" if restored.skipped else ""),
+            severity=Severity.WARNING if restored.skipped else Severity.INFO,
             files=restored.files,
             kept=restored.kept,
         )

@@ -64,6 +64,9 @@ class Sync:
         self.calls.append(("flush", timeout_s))
         return SyncStatus(enabled=True, uploaded=3)
 
+    def waiting(self) -> list[str]:
+        return ["a.mp4 is still being written"]
+
     async def retry(self) -> int:
         self.calls.append(("retry",))
         return 2

@@ -260,10 +260,20 @@ def test_a_closed_pipe_is_quiet(daemon: Daemon, tmp_path: Path) -> None:
 def test_sync_and_models_for_people(run: Run, daemon: Daemon) -> None:
     assert "sync is off" in run("sync", "status").stdout
     assert "no model files" in run("models", "list").stdout
-    daemon.answers["POST /v1/sync/flush"] = {**STATUS["sync"], "enabled": True, "pending": 2}
+    sync = {**STATUS["sync"], "enabled": True, "pending": 2, "unflushed": 1}
+    daemon.answers["POST /v1/sync/flush"] = sync
     done = run("sync", "flush")
     assert done.returncode == 1
     assert "2 pending" in done.stdout
+    # What came after the question is not what was asked for.
+    daemon.answers["POST /v1/sync/flush"] = {**sync, "unflushed": 0}
+    assert run("sync", "flush").returncode == 0
+    waiting = ["a.mp4 is still being written", "2 files (b.png, \x1b[31mc.png) are next"]
+    daemon.answers["GET /v1/sync"] = {**sync, "waiting": waiting}
+    shown = run("sync", "status").stdout
+    assert "  a.mp4 is still being written\n" in shown
+    assert "\x1b" not in shown
+    assert max(map(len, shown.splitlines())) <= 80
 
 
 def test_the_ladder_for_people(run: Run, daemon: Daemon) -> None:

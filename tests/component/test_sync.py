@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import os
+from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import cast
 
 import anyio
 import pytest
 
-from supervisor.sync import examine
+from supervisor.sync import examine, restore
+from supervisor.sync.model import RemoteFile, Tree
+from supervisor.sync.target import Target
+from tests.support import s3_servers
 from tests.support.sync import DEADLINE_S, Pod, contents, mp4, png
 
 pytestmark = pytest.mark.anyio
@@ -252,6 +257,112 @@ async def test_workflows_go_up_and_come_back_newest_first(tmp_path: Path) -> Non
     assert (workflows / "a.json").read_text() == "a, changed"
     assert (workflows / "b.json").read_text() == "b, newer here"
     assert settings.read_text() == "{}"
+
+
+async def test_restore_stays_in_its_folder_and_leaves_out_what_it_cannot_write(
+    tmp_path: Path,
+) -> None:
+    pod = Pod(tmp_path)
+    stored, outside = pod.bucket / "workflows", tmp_path / "outside"
+    outside.mkdir()
+    workflows = tmp_path / "comfyui/user/default/workflows"
+    (workflows / "taken.json").mkdir(parents=True)
+    (workflows / "leads-out").symlink_to(outside)
+    good = {"a.json", "new%0Aline.json", "50%25AF.json", "bad%FF.json", "in/deep/b.json"}
+    for key in (*good, "taken.json", "leads-out/x.json"):
+        (stored / key).parent.mkdir(parents=True, exist_ok=True)
+        (stored / key).write_text(key)
+    (pod.bucket / "workflows-not" / "c.json").parent.mkdir()
+    (pod.bucket / "workflows-not" / "c.json").write_text("c")
+    restored = await pod.syncer.restore(["workflows"])
+    assert (restored.files, restored.kept, restored.skipped) == (5, 0, 2)
+    names = {os.fsencode(p.relative_to(workflows)) for p in workflows.rglob("*") if p.is_file()}
+    assert names == {b"a.json", b"new\nline.json", b"50%AF.json", b"bad\xff.json",
+                     b"in/deep/b.json"}  # fmt: skip
+    assert list(outside.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "key",
+    ["../up.json", "/etc/x", "a/../../up.json", "folder/", "", ".", "nul\0.json", "/"],
+)
+async def test_keys_that_lead_elsewhere_are_left_alone(tmp_path: Path, key: str) -> None:
+    """A bucket is written to by others, too."""
+
+    class Bucket:
+        async def list(self, prefix: str) -> AsyncIterator[RemoteFile]:
+            yield RemoteFile(f"{prefix}{key}", 1, 1e9)
+            yield RemoteFile(f"{prefix}fine.json", 1, 1e9)
+
+        async def fetch(self, key: str, destination: Path, *, newer_than_s: float | None) -> bool:
+            fetched.append((key, destination, newer_than_s))
+            return True
+
+    fetched: list[tuple[str, Path, float | None]] = []
+    tree = Tree("workflows", tmp_path / "workflows", "workflows")
+    result = await restore.restore(cast("Target", Bucket()), [tree])
+    assert fetched == [("workflows/fine.json", tree.root / "fine.json", None)]
+    assert result.files == 1
+
+
+async def test_workflows_come_back_page_by_page(tmp_path: Path) -> None:
+    with s3_servers.strict() as server:
+        assert server.strict is not None
+        server.strict.page_keys = 7
+        client = server.client()
+        for number in range(30):
+            client.put_object(Bucket=server.bucket, Key=f"workflows/{number}.json", Body=b"{}")
+        client.put_object(Bucket=server.bucket, Key="workflows/sub/", Body=b"")
+        client.put_object(Bucket=server.bucket, Key="workflows/sub/x é+&.json", Body=b"{}")
+        client.close()
+        pod = Pod(tmp_path, **server.settings)
+        restored = await pod.syncer.restore(["workflows"])
+    assert (restored.files, restored.skipped) == (31, 0)
+    workflows = tmp_path / "comfyui/user/default/workflows"
+    assert (workflows / "sub" / "x é+&.json").read_text() == "{}"
+
+
+async def test_a_flush_waits_for_what_was_there_when_it_was_asked_for(tmp_path: Path) -> None:
+    pod = Pod(tmp_path)
+    stop = anyio.Event()
+
+    async def produce() -> None:
+        number = 0
+        while not stop.is_set():
+            (pod.source / f"late-{number}.png").write_bytes(png(str(number)))
+            number += 1
+            await anyio.sleep(0.001)
+
+    async with pod.running(), anyio.create_task_group() as tasks:
+        for number in range(20):
+            (pod.source / f"{number}.png").write_bytes(png(str(number)))
+        with (pod.source / "open.mp4").open("wb") as video:
+            video.write(b"x" * 48)
+            video.flush()
+            tasks.start_soon(produce)
+            with anyio.fail_after(DEADLINE_S):
+                status = await pod.syncer.flush(DEADLINE_S)
+            assert status.unflushed == 0
+            early = {key for key in contents(pod.bucket) if "late" not in key}
+            assert len(early) == 20
+            stop.set()
+            with anyio.fail_after(DEADLINE_S):
+                await pod.state.wait(lambda s: s.sync.pending == 1)
+            assert pod.syncer.waiting() == ["open.mp4 is still being written"]
+
+
+async def test_what_waits_is_told_with_its_reason(tmp_path: Path) -> None:
+    with s3_servers.strict() as server:
+        pod = Pod(tmp_path, **{**server.settings, "bucket": "nowhere"})
+        (pod.source / "a.png").write_bytes(png("a"))
+        (pod.source / "cut.png").write_bytes(png("cut")[:-6])
+        async with pod.running():
+            await pod.event("sync.blocked")
+            status = await pod.syncer.flush(0.5)
+            assert status.unflushed == 2
+            told = pod.syncer.waiting()
+            assert any("cut.png is not whole (the PNG has no IEND chunk)" in line for line in told)
+            assert any("a.png is held back until the target accepts" in line for line in told)
 
 
 async def test_rotated_logs_go_up_and_the_written_one_stays(tmp_path: Path) -> None:

@@ -73,6 +73,7 @@ class StrictS3:
         self._line_free_at = 0.0
         self.keys = {"key": "secret"}
         self.bucket = "bucket"
+        self.page_keys = 1000
         self.objects: dict[str, Stored] = {}
         self.uploads: dict[str, Multi] = {}
         self.writes: Counter[str] = Counter()
@@ -178,13 +179,20 @@ class StrictS3:
                 for i, m in self.uploads.items() if m.key.startswith(prefix)
             )  # fmt: skip
             return xml(f"<ListMultipartUploadsResult>{rows}</ListMultipartUploadsResult>")
+        after = request.query.get("continuation-token", "")
+        keys = sorted(k for k in self.objects if k.startswith(prefix) and k > after)
+        page = keys[: self.page_keys]
+        more = f"<NextContinuationToken>{escape(page[-1])}</NextContinuationToken>" if page else ""
+        cut = str(len(keys) > len(page)).lower()
         rows = "".join(
             f"<Contents><Key>{escape(k)}</Key><Size>{o.size}</Size><ETag>\"{o.etag}\"</ETag>"
             f"<LastModified>{datetime.fromtimestamp(o.at, tz=UTC):%Y-%m-%dT%H:%M:%S.000Z}"
             "</LastModified></Contents>"
-            for k, o in sorted(self.objects.items()) if k.startswith(prefix)
+            for k, o in ((k, self.objects[k]) for k in page)
         )  # fmt: skip
-        return xml(f"<ListBucketResult><IsTruncated>false</IsTruncated>{rows}</ListBucketResult>")
+        return xml(
+            f"<ListBucketResult><IsTruncated>{cut}</IsTruncated>{more}{rows}</ListBucketResult>"
+        )
 
     def _read(self, request: web.Request, key: str) -> web.Response:
         if not self.may_read:

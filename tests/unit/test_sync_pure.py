@@ -21,9 +21,11 @@ from supervisor.sync.keys import (
     NameFilter,
     alternative_key,
     build_key,
+    clean_path,
     content_type,
     day_of,
     metadata_value,
+    restored_path,
 )
 from supervisor.sync.metadata import png_metadata
 from supervisor.sync.model import Identity
@@ -65,6 +67,15 @@ def test_every_name_a_file_system_allows_becomes_a_usable_key(raw: bytes) -> Non
     assert all(len(part.encode()) <= 255 for part in key.split("/"))
     assert all(ord(c) >= 0x20 for c in key)
     assert len(alternative_key(key, "ab" * 32).rsplit("/", 1)[-1].encode()) <= 255
+
+
+_NAMES = st.binary(max_size=60) | st.text("%25AFf0é\n", max_size=20).map(os.fsencode)
+
+
+@given(_NAMES.map(os.fsdecode), _NAMES.map(os.fsdecode))
+def test_names_in_keys_stay_apart_and_come_back(one: str, other: str) -> None:
+    assert restored_path(clean_path(one)) == one
+    assert (clean_path(one) == clean_path(other)) is (one == other)
 
 
 @given(st.lists(st.text("aé", min_size=100, max_size=120), min_size=8, max_size=12))

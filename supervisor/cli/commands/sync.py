@@ -9,7 +9,7 @@ from supervisor.errors import ExitCode
 TYPE_CHECKING = False  # spares the import of typing; type checkers know the name
 if TYPE_CHECKING:
     from argparse import ArgumentParser, Namespace
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
     from typing import Any
 
 _KINDS = ("workflows", "input", "settings")
@@ -47,26 +47,41 @@ def run(args: Namespace, environ: Mapping[str, str]) -> int:
     if args.json:
         print_json(answer)
     else:
-        print(_text(answer))
-    left = args.action == "flush" and isinstance(answer, dict) and answer.get("pending")
+        from supervisor.cli.environment import terminal_width  # noqa: PLC0415 - not for --json
+        from supervisor.cli.render import fold  # noqa: PLC0415
+
+        width = terminal_width(environ)
+        print("\n".join(fold(line, width) for line in _lines(answer, args.action)))
+    left = args.action == "flush" and isinstance(answer, dict) and answer.get("unflushed")
     return ExitCode.NO if left else ExitCode.DONE
 
 
-def _text(answer: Any) -> str:
-    from supervisor.cli.render import clean, size  # noqa: PLC0415 - not for --json
+def _lines(answer: Any, action: str) -> Iterator[str]:
+    from supervisor.cli.render import clean, size  # noqa: PLC0415
 
     if not isinstance(answer, dict) or "enabled" not in answer:
-        return "done" if not answer else ", ".join(f"{k}: {clean(v)}" for k, v in answer.items())
+        yield _done(answer or {}, action)
+        return
     if not answer["enabled"]:
-        return "sync is off (set ENABLE_R2_SYNC=true, or [sync] in supervisor.toml)"
-    lines = [
-        f"to {clean(answer.get('target') or 'the target')}",
-        f"{answer['uploaded']} stored ({size(answer.get('uploaded_bytes'))})",
-        f"{answer['pending']} pending, {answer['failed']} failed",
-        *(
-            f"{name.replace('_', ' ')}: {clean(answer[name])}"
-            for name in ("last_error", "hint")
-            if answer.get(name)
-        ),
-    ]
-    return "\n".join(lines)
+        yield "sync is off (set ENABLE_R2_SYNC=true, or [sync] in supervisor.toml)"
+        return
+    yield f"to {clean(answer.get('target') or 'the target')}"
+    yield f"{answer['uploaded']} stored ({size(answer.get('uploaded_bytes'))})"
+    if answer.get("incomplete"):
+        yield f"{answer['incomplete']} of them broken, under incomplete/"
+    yield f"{answer['pending']} pending, {answer['failed']} failed"
+    yield from (f"  {clean(sentence)}" for sentence in answer.get("waiting", ()))
+    for name in ("last_error", "hint"):
+        if answer.get(name):
+            yield f"{name.replace('_', ' ')}: {clean(answer[name])}"
+    if action == "flush" and answer.get("unflushed"):
+        yield f"{answer['unflushed']} of the finished files are not stored"
+
+
+def _done(answer: Mapping[str, Any], action: str) -> str:
+    if action == "retry":
+        count = answer.get("trying", 0)
+        return f"trying {count} files again" if count else "nothing waits for another try"
+    files, kept = answer.get("files", 0), answer.get("kept", 0)
+    skipped = f", {answer['skipped']} left out" if answer.get("skipped") else ""
+    return f"restored {files} files, kept {kept} that are as new here{skipped}"
