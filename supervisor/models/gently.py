@@ -80,17 +80,16 @@ class ReadMarks:
         """Return what to call with the sha256 once the file was read and found whole.
 
         Nothing is noted about a file that was written meanwhile. Both calls block.
-
-        Raises:
-            OSError: there is no such file.
         """
-        before = _identity(path.stat())
+        before = None
+        with suppress(OSError):  # it is gone: whoever reads it will say so
+            before = _identity(path.stat())
 
         def note(sha256: str) -> None:
             with suppress(OSError):
                 descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
                 try:
-                    if _identity(os.fstat(descriptor)) != before:
+                    if before is None or _identity(os.fstat(descriptor)) != before:
                         return
                     self._seen[before] = self._now_s()
                     mark_verified(descriptor, sha256)

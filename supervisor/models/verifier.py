@@ -139,7 +139,12 @@ class Verifier:
         except OSError as exc:
             log.warning("Cannot verify %s: %s", request.name, exc.strerror or exc)
             return status
-        return replace(status, checked=status.checked + 1, damaged=status.damaged + int(repaired))
+        was_read = verdict.found is not None  # without a known hash there is nothing to compare
+        return replace(
+            status,
+            checked=status.checked + int(was_read),
+            damaged=status.damaged + int(repaired),
+        )
 
     async def _repair(self, verdict: Verified) -> bool:
         if verdict.verdict not in (Verdict.DAMAGED, Verdict.MISSING):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from pathlib import Path
 
 import anyio
@@ -14,7 +15,7 @@ import pytest
 from supervisor.config.settings import ModelsSection
 from supervisor.core.events import EventBus
 from supervisor.core.state import StateStore
-from supervisor.core.status import HostStatus
+from supervisor.core.status import DownloadFileStatus, DownloadsStatus, DownloadState, HostStatus
 from supervisor.download.request import (
     DownloadRequest,
     ProgressCallback,
@@ -201,6 +202,32 @@ async def test_damage_is_repaired_and_told(bench: Bench) -> None:
     rendered = bench.state.snapshot.to_json()["verification"]
     assert rendered["finished"].endswith("Z")
     assert rendered["running"] is False
+
+
+async def test_a_file_that_is_gone_is_fetched_again(bench: Bench) -> None:
+    gone = bench.requests[0].destination
+    with anyio.fail_after(60):
+        async with anyio.create_task_group() as group:
+            await group.start(bench.manager.run, bench.requests)
+            await bench.manager.wait_until_idle()
+            gone.unlink()
+            status = await bench.verifier.verify_all()
+            await bench.manager.wait_until_idle()
+            group.cancel_scope.cancel()
+    assert (status.checked, status.damaged) == (1, 1)
+    assert gone.read_bytes() == DATA
+
+
+async def test_without_a_known_hash_there_is_nothing_to_read(tmp_path: Path) -> None:
+    bench = Bench(tmp_path, "a.bin")
+    bench.requests = [replace(bench.requests[0], sha256=None, source="elsewhere")]
+    bench.manager.enqueue(bench.requests)
+    bench.state.update(
+        downloads=DownloadsStatus((DownloadFileStatus("a.bin", DownloadState.DONE),))
+    )
+    bench.requests[0].destination.write_bytes(DATA)
+    status = await bench.verifier.verify_all()
+    assert (status.files, status.checked, status.damaged) == (1, 0, 0)
 
 
 async def test_a_reload_in_the_middle_brings_nothing_back(bench: Bench) -> None:
