@@ -471,7 +471,7 @@ class AlertsSection(Section):
 
 
 class WorkerSection(Section):
-    """The RunPod Serverless handler."""
+    """The RunPod Serverless handler: reserved, there is no worker yet; the keys are checked."""
 
     endpoint: str | None = Field(None, description="S3 endpoint (or URL with bucket).")
     access_key_id: SecretStr | None = Field(None, description="S3 access key.")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -73,6 +74,34 @@ def test_boots_shows_images_and_leaves_nothing() -> None:
     assert processes_with(str(bucket.parent)) == {}
     with socket.socket() as probe:
         assert probe.connect_ex(("127.0.0.1", port)) != 0
+
+
+def test_a_demo_that_is_killed_takes_its_pod_along() -> None:
+    demo = subprocess.Popen(
+        [sys.executable, "-m", "supervisor", "demo", "--port", "0"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        start_new_session=True,
+    )
+    folder: Path | None = None
+    try:
+        assert demo.stdout is not None
+        for line in demo.stdout:
+            if line.startswith("bucket:"):
+                folder = Path(line.split()[1]).parent
+                break
+        assert folder is not None
+        mark = str(folder)
+        wait_for(lambda: len(pod_processes(mark)) >= 3, "init, supervisor and a service run")
+        demo.kill()
+        demo.wait(DEADLINE_S)
+        wait_for(lambda: processes_with(mark) == {}, "every process is gone")
+    finally:
+        demo.kill()
+        demo.communicate()
+        if folder is not None:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def test_killed_supervisor_takes_its_services_along_and_the_next_boot_goes_on() -> None:

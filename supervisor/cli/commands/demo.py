@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
 STOP_TIMEOUT_S = 20.0
 """Longer than the pod's own grace of 9 s and what the init adds."""
+_PR_SET_PDEATHSIG = 1  # include/uapi/linux/prctl.h
 
 
 def configure(parser: ArgumentParser) -> None:
@@ -73,8 +75,7 @@ def _run_pod(world: DemoWorld, seconds: float | None) -> int:
     print(f"bucket:  {world.bucket}/")
     print("The pod boots; Ctrl-C ends it.\n", flush=True)
     begin = time.monotonic()
-    # Not in the terminal's foreground group: Ctrl-C shall arrive once, through us.
-    pod = subprocess.Popen(world.command, env=world.environment, start_new_session=True)
+    pod = _start(world)
     asked = False
     try:
         pod.wait(seconds)
@@ -86,6 +87,25 @@ def _run_pod(world: DemoWorld, seconds: float | None) -> int:
         return ExitCode.DONE
     print(f"supervisor: the pod ended with {code}", file=sys.stderr)
     return code if code > 0 else ExitCode.BUG
+
+
+def _start(world: DemoWorld) -> subprocess.Popen[bytes]:
+    """Start the pod; it stops when this process is killed and cannot ask it to."""
+    import ctypes  # noqa: PLC0415 - not for --help
+
+    prctl, demo = ctypes.CDLL(None).prctl, os.getpid()
+
+    def end_with_us() -> None:
+        prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+        if os.getppid() != demo:
+            os._exit(0)  # killed before that was asked for
+
+    return subprocess.Popen(
+        world.command,
+        env=world.environment,
+        start_new_session=True,  # Ctrl-C shall arrive once, through us
+        preexec_fn=end_with_us,  # noqa: PLW1509 - this process has no other thread
+    )
 
 
 def _stop(pod: subprocess.Popen[bytes]) -> int:
