@@ -381,6 +381,22 @@ def test_repair_while_comfyui_has_it_open_and_another_pod_links_it(tmp_path: Pat
     assert not list((store.root / "rotten").iterdir())
 
 
+def test_repair_of_what_is_linked_from_another_disk(tmp_path: Path, other_disk: Path) -> None:
+    mine, others = tmp_path / "one/f.bin", tmp_path / "two/f.bin"
+    store, digest = stored(other_disk, mine, others)
+    store.path(digest).chmod(0o644)
+    store.path(digest).write_bytes(b"\0rot" + DATA[4:])
+    damaged = Verified(wanted(mine, digest), Verdict.DAMAGED, digest)
+    discard_damaged([damaged], ModelsSection(store=store.root))
+    assert not mine.is_symlink()
+    assert not others.exists()  # nobody loads it
+    whole = other_disk / "whole"
+    whole.write_bytes(DATA)
+    store.put(whole, digest)
+    store.link(digest, mine)
+    assert mine.read_bytes() == others.read_bytes() == DATA
+
+
 def test_two_pods_find_the_same_damage(tmp_path: Path) -> None:
     one, two = tmp_path / "one/f.bin", tmp_path / "two/f.bin"
     store, digest = stored(tmp_path, one, two)
