@@ -54,6 +54,12 @@ class Growth:
         else:
             self.held += 1
 
+    def bound(self, most: int) -> None:
+        """Other files want their share, or want none any more."""
+        self.most, self.target = most, min(self.target, most)
+        if self.before_probe is not None:
+            self.before_probe = min(self.before_probe, most)
+
     def shrink(self, now_s: float) -> None:
         """The host is overloaded: half as many, and no growth for a while."""
         self.target, self.at_s = max(1, self.target // 2), now_s + PAUSE_S

@@ -38,7 +38,7 @@ from supervisor.download.watch import Stretch
 from supervisor.download.wire import TICK_S, DeclinedError, Head, UnluckyError, Wire
 from supervisor.errors import TransientTransferError
 
-LANES = 16
+LANES = 32
 CONNECT_S = 30.0
 KEEP_S = 15.0
 DECLINED_PAUSE_S = 5.0

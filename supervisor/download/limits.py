@@ -51,7 +51,7 @@ class HostGate:
     """At most ``per_host`` connections to a host; the urgent are served first."""
 
     def __init__(self, per_host: int) -> None:
-        self._per_host = per_host
+        self.per_host = per_host
         self._open: Counter[str] = Counter()
         self._waiting: dict[str, list[tuple[int, int, anyio.Event]]] = {}
         self._sequence = 0
@@ -67,7 +67,7 @@ class HostGate:
 
     async def acquire(self, host: str, priority: int) -> None:
         """Wait for a connection; see ``slot``."""
-        if self._open[host] < self._per_host:
+        if self._open[host] < self.per_host:
             self._open[host] += 1
             return
         self._sequence += 1

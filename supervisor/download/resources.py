@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from concurrent.futures import Executor
-from dataclasses import dataclass
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 
 import aiohttp
 
@@ -37,12 +39,34 @@ class Resources:
     fsync: bool
     drop_cache: bool
     attempts: int
-    transfers: int = 0  # running now
+    transfers: int = 0  # running now, of small files too
+    _many: set[Meter] = field(default_factory=set)  # of files with more connections than one
+    _ended_bytes: int = 0
+
+    @contextmanager
+    def sharing(self, meter: Meter) -> Iterator[None]:
+        """While a file may have several connections."""
+        self._many.add(meter)
+        try:
+            yield
+        finally:
+            self._many.discard(meter)
+            self._ended_bytes += meter.fetched
+
+    @property
+    def fetched(self) -> int:
+        """Bytes of all such files, ever: what one takes from another is no gain."""
+        return self._ended_bytes + sum(meter.fetched for meter in self._many)
 
     @property
     def first_connections(self) -> int:
-        """How many to begin with: other files keep the network busy too."""
-        return max(1, FIRST_CONNECTIONS // max(1, self.transfers))
+        """How many a file begins with: other files keep the network busy too."""
+        return min(self.connections, max(1, FIRST_CONNECTIONS // max(1, self.transfers)))
+
+    @property
+    def most_connections(self) -> int:
+        """How many a file may have now: all together what one host gets."""
+        return min(self.connections, max(1, self.gate.per_host // max(1, len(self._many))))
 
     def priority(self, request: DownloadRequest, *, first: bool) -> int:
         """Who gets a connection: urgent files, required ones, then one for every file."""

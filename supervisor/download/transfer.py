@@ -85,9 +85,7 @@ class Transfer:
         self._failures = self._failed_at = 0
         self._workers = self._size = 0
         self._segments = SegmentMap(0)
-        self._growth = Growth(
-            resources.connections, min(resources.connections, resources.first_connections)
-        )
+        self._growth = Growth(resources.connections, resources.first_connections)
         self._error: Exception | None = None
         self._fetched_all = anyio.Event()
         self._follower = Follower(
@@ -161,12 +159,13 @@ class Transfer:
         self._meter.begin(done=self._part.written.total, total=self._size)
         intake = self._resources.intake(self._part, self._follower, self._meter, self._size)
         reception = Reception(intake)
-        self._growth.at_s, self._growth.fetched = anyio.current_time(), self._meter.fetched
+        self._growth.at_s, self._growth.fetched = anyio.current_time(), self._resources.fetched
         try:
-            async with anyio.create_task_group() as group:
-                group.start_soon(self._follow, group)
-                group.start_soon(self._watch, reception, group)
-                group.start_soon(self._work, reception, group, first)
+            with self._resources.sharing(self._meter):
+                async with anyio.create_task_group() as group:
+                    group.start_soon(self._follow, group)
+                    group.start_soon(self._watch, reception, group)
+                    group.start_soon(self._work, reception, group, first)
         finally:
             with anyio.CancelScope(shield=True):
                 await stack.aclose()
@@ -384,9 +383,10 @@ class Transfer:
         self._fetched_all.set()
 
     def _grow(self, reception: Reception, group: TaskGroup) -> None:
-        growth, segments = self._growth, self._segments
+        growth, segments, resources = self._growth, self._segments, self._resources
+        growth.bound(resources.most_connections)
         saturated = len(reception.intake.connections) >= growth.target
-        growth.step(anyio.current_time(), self._meter.fetched, saturated=saturated)
+        growth.step(anyio.current_time(), resources.fetched, saturated=saturated)
         useful = min(growth.target, 1 + segments.left // (2 * MIB))
         if segments.pending or len(segments.active) < useful:
             for _ in range(useful - self._workers):

@@ -137,3 +137,12 @@ async def test_the_gate_holds_the_limit_serves_the_urgent_first_and_survives_can
     assert order == [9, 9, 1, 3, 4, 5]
     async with gate.slot("host", 0), gate.slot("host", 0):
         pass
+
+
+def test_a_file_gives_connections_up_when_others_want_their_share() -> None:
+    growth = Growth(16, 16)
+    growth.bound(2)
+    assert growth.target == 2
+    growth.bound(16)
+    growth.step(1.0, 2_000_000, saturated=True)
+    assert growth.target > 2  # and takes them again when it is alone
