@@ -18,6 +18,8 @@ LARGEST_PIECE_BYTES = 32 * MIB
 SHORT_BYTES = 1 * MIB
 SMALLEST_STEAL_BYTES = 256 * 1024
 SLOW_REST_S = 1.0
+# What comes sooner is not worth a request, and what its server has sent already is lost.
+QUICK_REST_S = 0.1
 
 
 class Intervals:
@@ -139,7 +141,7 @@ class SegmentMap:
             self.pending[0] = (cut, end)
         else:
             del self.pending[0]
-        span = Span(start, cut)
+        span = Span(start, cut, self._usual_rate())
         self.active.append(span)
         return span
 
@@ -159,15 +161,21 @@ class SegmentMap:
         victims = [
             span
             for span in self.active
-            if span.left >= 2 * SHORT_BYTES
+            if (span.left >= 2 * SHORT_BYTES and span.seconds_left > QUICK_REST_S)
             or (span.left >= 2 * SMALLEST_STEAL_BYTES and span.seconds_left > SLOW_REST_S)
         ]
         if not victims:
             return None
         victim = max(victims, key=lambda span: span.seconds_left)
         stolen = victim.halve()
+        stolen.rate_bytes_per_s = self._usual_rate()
         self.active.append(stolen)
         return stolen
+
+    def _usual_rate(self) -> float:
+        """What a new connection may be expected to bring; 0.0 while nobody knows."""
+        rates = [span.rate_bytes_per_s for span in self.active if span.rate_bytes_per_s]
+        return sum(rates) / len(rates) if rates else 0.0
 
     def release(self, span: Span) -> None:
         """A connection is done with ``span``; what it did not fetch is missing again."""

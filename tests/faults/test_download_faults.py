@@ -141,7 +141,8 @@ async def test_a_stalled_connection_is_replaced_while_the_others_go_on(tmp_path:
     async with serve(DATA, behave) as origin, make() as engine:
         await engine.fetch(wanted(tmp_path, origin.url, sha256=origin.sha256), Direct(), Log())
         assert (tmp_path / "model.bin").read_bytes() == DATA
-        assert origin.sent <= len(DATA) + 9 * MIB
+        # Others take over what it had to bring, some of it after it was sent; never everything.
+        assert origin.sent < 2 * len(DATA)
 
 
 async def test_idle_connections_take_over_from_a_slow_one(tmp_path: Path) -> None:
