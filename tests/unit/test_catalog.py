@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from pathlib import Path
 
 import pytest
 
+from supervisor.config.load import load_settings
 from supervisor.config.settings import ModelFile, ModelsSection
 from supervisor.errors import ConfigError
 from supervisor.models.catalog import Catalog, choose_files, load_catalog
@@ -402,3 +404,20 @@ def test_choose_files_reports_vram(catalog: Catalog) -> None:
     keys, vram = choose_files(catalog.bundles["vibevoice"], {"VIBEVOICE_MODEL": "1.5B"}, ())
     assert vram == 6
     assert len(keys) == 10
+
+
+def test_the_examples_of_the_document_work(tmp_path: Path) -> None:
+    document = Path(__file__).parents[2].joinpath("docs", "models.md").read_text("utf-8")
+    examples = re.findall(r"```toml\n(.*?)```", document, re.DOTALL)
+    catalogs = [text for text in examples if "[bundles." in text]
+    assert catalogs
+    for text in examples:
+        path = tmp_path / "example.toml"
+        path.write_text(text)
+        if text not in catalogs:
+            load_settings(config=path, environ={})
+            continue
+        catalog = load_catalog([path])
+        keys, vram_gb = choose_files(catalog.bundles["mine"], {"MY_SIZE": "large"}, ())
+        assert set(keys) <= set(catalog.files)
+        assert vram_gb == 24
