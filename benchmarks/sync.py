@@ -1,40 +1,41 @@
 """Output sync side by side: this package, a shell loop, rclone and aws s3 sync.
 
-``python -m benchmarks.sync [--quick] [--only NAME,…] [--scenario NAME,…] [--json FILE]``
+``python -m benchmarks.sync [--quick] [--repeat N] [--only NAME,…] [--scenario NAME,…]``
+``[--json FILE]``
 
 Every contender runs alone, as a process of its own, against a local S3 server that answers
 after 0.1 s over a line of 125 MB/s, and watches the same folder. The server has a process of
 its own, too: looking at it must not slow it down. The clock runs from the writer's close to the
 moment the server has the bytes. What is not installed is skipped and said so. Contenders
 that are not done at the deadline are stopped: the files that are missing count as lost,
-those whose last bytes differ as torn.
+those whose last bytes differ as torn. The shell loop takes seconds a file: it gets a tenth of
+the files, and what is compared is CPU for 200 files and files a second. Each row is the median
+of the runs, the worst of lost, torn and memory. CPU counts from the first file, without the start.
 """
 
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 import os
 import shutil
 import signal
 import statistics
-import struct
 import subprocess
 import sys
 import tempfile
-import threading
 import time
-import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from benchmarks.sync_stage import Meter, Server
+from benchmarks.sync_scenarios import SCENARIOS, Written, png
+from benchmarks.sync_stage import Meter, Server, line_s
 
 ROOT = Path(__file__).parents[1]
 MIB = 1024 * 1024
+LOOP = ("images", "burst", "nested")  # where the shell loop gets a tenth of the files
 
 SHELL_LOOP = """
 inotifywait -m -q -r -e create -e moved_to --format '%w%f' "$SOURCE" | while read -r FILE; do
@@ -55,10 +56,7 @@ AWS = (
     '"$AWS" s3 sync "$SOURCE" "s3://bucket/outputs/$(date -u +%F)" '
     "--endpoint-url $ENDPOINT --only-show-errors"
 )
-S5CMD = (
-    's5cmd --endpoint-url "$ENDPOINT" cp --no-clobber "$SOURCE/" '
-    '"s3://bucket/outputs/$(date -u +%F)/"'
-)
+S5CMD = 's5cmd --endpoint-url "$ENDPOINT" sync "$SOURCE/" "s3://bucket/outputs/$(date -u +%F)/"'
 OURS = """
 import sys, anyio
 from pathlib import Path
@@ -67,26 +65,13 @@ from supervisor.core.events import EventBus
 from supervisor.core.state import StateStore
 from supervisor.sync.syncer import Syncer
 
-endpoint, source, state = sys.argv[1:]
+endpoint, source, state, on_conflict = sys.argv[1:]
 settings = SyncSection(target="s3", endpoint=endpoint, bucket="bucket", access_key_id="key",
-                       secret_access_key="secret", region="us-east-1", concurrency=8)
+                       secret_access_key="secret", region="us-east-1", on_conflict=on_conflict)
 syncer = Syncer(settings=settings, source=Path(source), state_directory=Path(state),
                 state=StateStore(), bus=EventBus())
 anyio.run(syncer.run)
 """
-
-
-@dataclass
-class Written:
-    """What the writer did: the last content and close of every file."""
-
-    sha256: dict[str, str] = field(default_factory=dict)
-    closed_at: dict[str, float] = field(default_factory=dict)
-
-    def note(self, name: str, digest: str) -> None:
-        """Remember a file at the moment it was closed."""
-        self.closed_at[name] = time.time()
-        self.sha256[name] = digest
 
 
 @dataclass
@@ -105,96 +90,25 @@ class Result:
     cpu_s: float
     rss_mib: float
 
+    @property
+    def cpu_per_200_s(self) -> float:
+        """CPU for 200 stored files."""
+        return self.cpu_s / max(1, self.stored) * 200
 
-def png(size: int, seed: int) -> bytes:
-    """Build a whole PNG of about so many bytes."""
-
-    def chunk(kind: bytes, data: bytes) -> bytes:
-        checksum = struct.pack(">I", zlib.crc32(kind + data))
-        return struct.pack(">I", len(data)) + kind + data + checksum
-
-    noise = os.urandom(min(size, 4096)) * max(1, size // 4096) + seed.to_bytes(4, "big")
-    head = chunk(b"IHDR", struct.pack(">IIBBBBB", 1, 1, 8, 0, 0, 0, 0))
-    return b"\x89PNG\r\n\x1a\n" + head + chunk(b"IDAT", noise) + chunk(b"IEND", b"")
+    @property
+    def files_per_s(self) -> float:
+        """How many files were stored a second, from the first close."""
+        return self.files / self.all_stored_s if self.all_stored_s else 0.0
 
 
-def images(source: Path, done: Written, scale: float) -> None:
-    """200 images of 1.5 MB over 20 s."""
-    for number in range(int(200 * scale)):
-        data = png(1_500_000, number)
-        (source / f"image_{number:05}.png").write_bytes(data)
-        done.note(f"image_{number:05}.png", hashlib.sha256(data).hexdigest())
-        time.sleep(0.1)
-
-
-def burst(source: Path, done: Written, scale: float) -> None:
-    """2 000 small files at once."""
-    for number in range(int(2000 * scale)):
-        data = png(4096, number)
-        (source / f"small_{number:05}.png").write_bytes(data)
-        done.note(f"small_{number:05}.png", hashlib.sha256(data).hexdigest())
-
-
-def video(source: Path, done: Written, scale: float) -> None:
-    """A video of 2 GB that grows over 20 s, its moov box written last."""
-    steps, piece = int(200 * scale), os.urandom(10 * MIB)
-    digest = hashlib.sha256()
-    with (source / "video.mp4").open("wb") as file:
-        boxes = [struct.pack(">I4s", 16, b"ftyp") + b"isom\0\0\2\0"]
-        boxes.append(struct.pack(">I4sQ", 1, b"mdat", steps * len(piece) + 16))
-        for data in boxes:
-            file.write(data)
-            digest.update(data)
-        for _ in range(steps):
-            file.write(piece)
-            digest.update(piece)
-            time.sleep(0.07)
-        tail = struct.pack(">I4s", 24, b"moov") + b"\0" * 16
-        file.write(tail)
-        digest.update(tail)
-        result = digest.hexdigest()
-    done.note("video.mp4", result)
-
-
-def nested(source: Path, done: Written, scale: float) -> None:
-    """200 files, each at once in a new folder of a new folder."""
-    for number in range(int(200 * scale)):
-        folder = source / f"run{number}" / "deep"
-        folder.mkdir(parents=True)
-        data = png(100_000, number)
-        (folder / "x.png").write_bytes(data)
-        done.note(f"run{number}/deep/x.png", hashlib.sha256(data).hexdigest())
-
-
-def slow(source: Path, done: Written, scale: float) -> None:
-    """20 files that are written in four pieces over 4 s, side by side."""
-
-    def write(number: int) -> None:
-        data = png(400_000, number)
-        with (source / f"slow_{number}.png").open("wb") as file:
-            for start in range(0, len(data), 110_000):
-                file.write(data[start : start + 110_000])
-                file.flush()
-                time.sleep(1)
-        done.note(f"slow_{number}.png", hashlib.sha256(data).hexdigest())
-
-    threads = [threading.Thread(target=write, args=(n,)) for n in range(int(20 * scale))]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-
-
-SCENARIOS: dict[str, Callable[[Path, Written, float], None]] = {
-    "images": images, "burst": burst, "video": video, "nested": nested, "slow": slow,
-}  # fmt: skip
-
-
-def contenders(endpoint: str, source: Path, state: Path) -> dict[str, list[str] | None]:
+def contenders(
+    endpoint: str, source: Path, state: Path, scenario: str
+) -> dict[str, list[str] | None]:
     """Return the command of each; None: not installed here."""
+    on_conflict = "overwrite" if scenario == "rewrites" else "keep-both"
     has = shutil.which
     return {
-        "supervisor": [sys.executable, "-c", OURS, endpoint, str(source), str(state)],
+        "supervisor": [sys.executable, "-c", OURS, endpoint, str(source), str(state), on_conflict],
         "shell-loop": ["bash", "-c", SHELL_LOOP] if has("inotifywait") else None,
         "rclone": ["bash", "-c", TIMER.format(command=RCLONE)] if has("rclone") else None,
         "aws-sync": ["bash", "-c", TIMER.format(command=AWS)] if _aws() else None,
@@ -231,7 +145,7 @@ def measure(name: str, scenario: str, *, scale: float, wait_s: float) -> Result 
     with tempfile.TemporaryDirectory() as folder, Server() as server:
         source, state = Path(folder, "output"), Path(folder, "state")
         source.mkdir()
-        command = contenders(server.endpoint, source, state)[name]
+        command = contenders(server.endpoint, source, state, scenario)[name]
         if command is None:
             return None
         environment = {
@@ -259,6 +173,7 @@ def measure(name: str, scenario: str, *, scale: float, wait_s: float) -> Result 
             # Programs and clients are loaded: what is measured is the steady state.
             (source / "warm-up.png").write_bytes(png(1000, 0))
             _wait_until(lambda: server.count() > 0, 10)
+            meter.reset()
             SCENARIOS[scenario](source, done, scale)
             _wait(server, done, wait_s)
         return _judge(name, scenario, server, done, meter)
@@ -301,6 +216,24 @@ def _judge(name: str, scenario: str, server: Server, done: Written, meter: Meter
     )
 
 
+def _median(runs: list[Result]) -> Result:
+    def middle(values: Iterable[float | None]) -> float | None:
+        known = [v for v in values if v is not None]
+        return statistics.median(known) if len(known) == len(runs) else None
+
+    return replace(
+        runs[0],
+        stored=min(r.stored for r in runs),
+        lost=max(r.lost for r in runs),
+        torn=max(r.torn for r in runs),
+        p50_s=middle(r.p50_s for r in runs),
+        p99_s=middle(r.p99_s for r in runs),
+        all_stored_s=middle(r.all_stored_s for r in runs),
+        cpu_s=statistics.median(r.cpu_s for r in runs),
+        rss_mib=max(r.rss_mib for r in runs),
+    )
+
+
 def _show(result: Result) -> None:
     def seconds(value: float | None) -> str:
         return "     -" if value is None else f"{value:6.2f}"
@@ -309,15 +242,31 @@ def _show(result: Result) -> None:
         f"{result.scenario:8} {result.contender:11} stored {result.stored:5}/{result.files:<5}"
         f" lost {result.lost:4} torn {result.torn:3}  p50 {seconds(result.p50_s)} s"
         f"  p99 {seconds(result.p99_s)} s  all {seconds(result.all_stored_s)} s"
-        f"  cpu {result.cpu_s:6.1f} s  rss {result.rss_mib:5.0f} MiB",
+        f"  {result.files_per_s:6.1f} files/s  cpu/200 {result.cpu_per_200_s:6.1f} s"
+        f"  rss {result.rss_mib:5.0f} MiB",
         flush=True,
     )
 
 
+def _compare(rows: dict[str, Result], scenario: str) -> None:
+    """Say how many times less CPU and more files a second this package has."""
+    ours = rows.get("supervisor")
+    for name, other in rows.items():
+        if ours is None or other is ours or not ours.cpu_per_200_s:
+            continue
+        faster = f"{ours.files_per_s / other.files_per_s:.1f}" if other.files_per_s else "-"
+        print(
+            f"{scenario:8} {name:11} CPU {other.cpu_per_200_s / ours.cpu_per_200_s:.1f} times ours,"
+            f" ours stores {faster} times as many files a second",
+            flush=True,
+        )
+
+
 def main() -> None:
-    """Run what was asked for and print one line a run."""
+    """Run what was asked for and print one line for each contender."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="a tenth of the files")
+    parser.add_argument("--repeat", type=int, default=3, help="runs of each (median)")
     parser.add_argument("--only", default="supervisor,shell-loop,rclone,aws-sync,s5cmd")
     parser.add_argument("--scenario", default=",".join(SCENARIOS))
     parser.add_argument("--wait", type=float, default=60.0, help="seconds after the last close")
@@ -325,14 +274,23 @@ def main() -> None:
     options = parser.parse_args()
     results = []
     for scenario in options.scenario.split(","):
+        rows: dict[str, Result] = {}
         for name in options.only.split(","):
-            scale = 0.1 if options.quick else 1.0
-            result = measure(name, scenario, scale=scale, wait_s=options.wait)
-            if result is None:
+            scale = 0.1 if options.quick or (name == "shell-loop" and scenario in LOOP) else 1.0
+            runs = [
+                found
+                for _ in range(options.repeat)
+                if (found := measure(name, scenario, scale=scale, wait_s=options.wait))
+            ]
+            if not runs:
                 print(f"{scenario:8} {name:11} not installed here: skipped")
                 continue
-            _show(result)
-            results.append(asdict(result))
+            rows[name] = _median(runs)
+            _show(rows[name])
+            results += [asdict(run) for run in runs]
+        if scenario == "video":
+            print(f"{scenario:8} the line alone: {line_s(MIB * 2000):.1f} s", flush=True)
+        _compare(rows, scenario)
     if options.json:
         options.json.write_text(json.dumps(results, indent=1) + "\n")
 

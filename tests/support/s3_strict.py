@@ -242,7 +242,10 @@ class StrictS3:
             pieces.append(piece)
         wanted = request.headers.get("Content-MD5")
         whole = wanted is None or base64.b64decode(wanted) == digest.digest()
-        return b"".join(pieces), digest.hexdigest() if whole else None
+        data, signed = b"".join(pieces), request.headers.get("x-amz-content-sha256", "")
+        if re.fullmatch("[0-9a-f]{64}", signed):
+            whole = whole and hashlib.sha256(data).hexdigest() == signed
+        return data, digest.hexdigest() if whole else None
 
     def _keep(
         self, key: str, parts: list[bytes], etag: str, headers: dict[str, str]
