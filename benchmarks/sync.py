@@ -87,6 +87,7 @@ class Result:
     p50_s: float | None
     p99_s: float | None
     all_stored_s: float | None
+    files_per_s: float
     cpu_s: float
     rss_mib: float
 
@@ -94,11 +95,6 @@ class Result:
     def cpu_per_200_s(self) -> float:
         """CPU for 200 stored files."""
         return self.cpu_s / max(1, self.stored) * 200
-
-    @property
-    def files_per_s(self) -> float:
-        """How many files were stored a second, from the first close."""
-        return self.files / self.all_stored_s if self.all_stored_s else 0.0
 
 
 def contenders(
@@ -201,6 +197,7 @@ def _judge(name: str, scenario: str, server: Server, done: Written, meter: Meter
     latencies = sorted(max(0.0, stored[n][1] - done.closed_at[n]) for n in good)
     complete = len(good) == len(done.sha256)
     began = min(done.closed_at.values())
+    took_s = max((stored[n][1] for n in good), default=began) - began
     return Result(
         contender=name,
         scenario=scenario,
@@ -210,7 +207,8 @@ def _judge(name: str, scenario: str, server: Server, done: Written, meter: Meter
         torn=sum(n in stored and stored[n][0] != digest for n, digest in done.sha256.items()),
         p50_s=statistics.median(latencies) if latencies else None,
         p99_s=latencies[int(len(latencies) * 0.99)] if latencies else None,
-        all_stored_s=max(stored[n][1] for n in good) - began if complete else None,
+        all_stored_s=took_s if complete else None,
+        files_per_s=len(good) / took_s if took_s > 0 else 0.0,
         cpu_s=meter.cpu_s,
         rss_mib=meter.rss_mib,
     )
@@ -229,6 +227,7 @@ def _median(runs: list[Result]) -> Result:
         p50_s=middle(r.p50_s for r in runs),
         p99_s=middle(r.p99_s for r in runs),
         all_stored_s=middle(r.all_stored_s for r in runs),
+        files_per_s=statistics.median(r.files_per_s for r in runs),
         cpu_s=statistics.median(r.cpu_s for r in runs),
         rss_mib=max(r.rss_mib for r in runs),
     )
