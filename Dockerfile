@@ -73,7 +73,8 @@ COPY --from=comfyui /opt/ComfyUI /opt/ComfyUI
 COPY --from=supervisor /opt/supervisor /opt/supervisor
 COPY supervisor.toml /etc/supervisor/supervisor.toml
 RUN ln -s /opt/supervisor/bin/supervisor /usr/local/bin/supervisor \
-    && mkdir -p /workspace /var/lib/supervisor /run/supervisor /run/sshd
+    && mkdir -p /workspace /var/lib/supervisor /run/sshd \
+    && install -d -m 0700 /run/supervisor
 ENV PATH=/opt/comfyui-venv/bin:$PATH \
     SUPERVISOR_COMFYUI__PYTHON=/opt/comfyui-venv/bin/python \
     PYTHONUNBUFFERED=1 \

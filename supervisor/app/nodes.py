@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import logging
+import os
 import shutil
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -158,13 +158,13 @@ def write_constraints(spec: ServiceSpec, stack: Mapping[str, str]) -> None:
     path, text = constraints_file(spec), constraints(stack)
     if path is None:
         return
-    with suppress(OSError):
-        if path.read_text(encoding="utf-8") == text:
-            return
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_suffix(".new")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.chmod(0o644)
+    # ComfyUI's user may write here: what lies there is removed and never written through.
+    temporary.unlink(missing_ok=True)
+    with temporary.open("x", encoding="utf-8") as file:
+        file.write(text)
+        os.fchmod(file.fileno(), 0o644)
     temporary.replace(path)
 
 

@@ -117,7 +117,8 @@ def _service(
     section = context.settings.comfyui
     facts = context.facts.comfyui
     session = _session_folder(context) / "session"
-    own_user = 0o700 if section.user is None else 0o777
+    # The user may add its marker and cannot replace what is ours.
+    own_user = 0o700 if section.user is None else 0o1777
     secrets, notes = context.passed(section.env_pass, "comfyui")
     environment = {
         # ComfyUI-Manager then asks for a restart by <path>.reboot and exit 0.

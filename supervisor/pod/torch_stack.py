@@ -75,7 +75,9 @@ class Baseline:
             temporary = path.with_name(f"{path.name}.{os.getpid()}")
             try:
                 path.parent.mkdir(parents=True, exist_ok=True)
-                temporary.write_text(text, encoding="utf-8")
+                temporary.unlink(missing_ok=True)  # never through a link of another user's
+                with temporary.open("x", encoding="utf-8") as file:
+                    file.write(text)
                 temporary.replace(path)
             except OSError as error:
                 failure = error

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import stat
 from collections.abc import Sequence
 from pathlib import Path
 from typing import assert_never
@@ -14,6 +16,8 @@ from supervisor.errors import SpawnError
 from supervisor.services.process import Order, spawn
 from supervisor.services.spec import EnsureDirectory, EnsureLines, PrepareStep, RunFirst
 
+# A pipe in the file's place must not hold the start up.
+_WRITE = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NONBLOCK
 _OUTPUT_BYTES = 64 * 1024
 
 
@@ -50,8 +54,10 @@ def _ensure(step: EnsureDirectory | EnsureLines) -> None:
 
 def _ensure_lines(path: Path, lines: Sequence[str], mode: int) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, mode)
+    descriptor = os.open(path, _WRITE | (0 if _is_ours(path.parent) else os.O_NOFOLLOW), mode)
     with os.fdopen(descriptor, "r+", encoding="utf-8") as file:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise OSError(errno.EINVAL, "it is not a file")
         text = file.read()
         present = {line.strip() for line in text.splitlines()}
         missing = [line for line in dict.fromkeys(lines) if line.strip() not in present]
@@ -59,6 +65,15 @@ def _ensure_lines(path: Path, lines: Sequence[str], mode: int) -> None:
             file.write("\n")
         file.writelines(f"{line}\n" for line in missing)
         os.fchmod(descriptor, mode)
+
+
+def _is_ours(folder: Path) -> bool:
+    """Whether nobody else can put anything into a folder.
+
+    Where a service of another user can, it must not lead us to a file of ours by a link.
+    """
+    info = folder.stat()
+    return info.st_uid == os.geteuid() and not info.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
 
 
 async def _run_first(step: RunFirst, order: Order) -> None:

@@ -327,3 +327,13 @@ async def test_a_command_that_is_cancelled_leaves_nothing(tmp_path: Path) -> Non
     with anyio.fail_after(30):
         while child.exists() and child.read_text().rpartition(")")[2].split()[0] != "Z":
             await anyio.sleep(0.02)
+
+
+def test_the_stack_is_not_written_through_a_link(tmp_path: Path) -> None:
+    victim = tmp_path / "victim"
+    victim.write_text("whole")
+    baseline = Baseline(tmp_path / "bin" / "python", tmp_path / "state")
+    (tmp_path / f".supervisor-torch-stack.json.{os.getpid()}").symlink_to(victim)
+    baseline.save({"torch": "2.8.0"})
+    assert victim.read_text() == "whole"
+    assert baseline.load() == {"torch": "2.8.0"}

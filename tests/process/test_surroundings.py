@@ -180,3 +180,31 @@ async def test_a_taken_port_names_its_holder() -> None:
         taken.close()
     async with running(shell("a", "exec sleep 1000", port=port)) as pod:
         await pod.reaches("a", ServiceState.READY)
+
+
+@pytest.mark.parametrize("trap", ["link", "pipe"])
+async def test_what_others_put_in_the_place_of_a_file_is_not_used(
+    tmp_path: Path, trap: str
+) -> None:
+    shared, victim = tmp_path / "shared", tmp_path / "victim"
+    victim.write_text("secret\n")
+    victim.chmod(0o600)
+    shared.mkdir()
+    shared.chmod(0o1777)  # a service of another user writes here
+    if trap == "link":
+        (shared / "list").symlink_to(victim)
+    else:
+        os.mkfifo(shared / "list")
+    step = EnsureLines(shared / "list", ("line",), 0o644)
+    async with running(shell("a", "true", prepare=(step,), max_restarts=0)) as pod:
+        await pod.reaches("a", ServiceState.FAILED)
+    assert victim.read_text() == "secret\n"
+    assert victim.stat().st_mode & 0o777 == 0o600
+
+
+async def test_a_link_in_a_folder_of_our_own_is_followed(tmp_path: Path) -> None:
+    (tmp_path / "kept").write_text("old\n")
+    (tmp_path / "keys").symlink_to(tmp_path / "kept")
+    step = EnsureLines(tmp_path / "keys", ("new",), 0o600)
+    await output_of(shell("a", "true", prepare=(step,)))
+    assert (tmp_path / "kept").read_text() == "old\nnew\n"

@@ -66,6 +66,8 @@ def test_comfyui_is_run_in_place_with_probes_and_a_marker_for_planned_restarts()
         EnsureDirectory(marker.parent, 0o700),
         EnsureLines(constraints, (), 0o644),  # pip fails when it is told of a missing file
     )
+    other = service("comfyui", storage={"seed_comfyui": False}, comfyui={"user": "nobody"})
+    assert other.prepare[0] == EnsureDirectory(marker.parent, 0o1777)  # sticky: ours stays ours
     assert spec.environment["PIP_CONSTRAINT"] == spec.environment["UV_CONSTRAINT"]
     assert spec.environment["PIP_CONSTRAINT"] == str(constraints)
 
