@@ -4,8 +4,14 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 
 import pytest
+
+
+def pytest_configure() -> None:
+    """A shell starts what it puts into the background deaf to SIGINT, and so would we."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture
