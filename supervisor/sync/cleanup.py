@@ -20,31 +20,34 @@ from supervisor.sync.trees import OUTPUTS
 
 _log = logging.getLogger("supervisor.sync")
 _PAUSE_S = 2.0
+_MAX_PAUSE_S = 60.0
 _BATCH = 500
 
 
 async def run(ledger: Ledger, examiners: Mapping[str, Examiner], settings: SyncSection) -> None:
     """Delete stored outputs that are old enough, until cancelled."""
     examiner = examiners[OUTPUTS]
+    # Who keeps files for a day need not be looked after every two seconds.
+    pause_s = min(max(_PAUSE_S, settings.delete_after_s / 100), _MAX_PAUSE_S)
     while True:
         try:
-            deleted = await to_thread.run_sync(
-                delete_stored, ledger, examiner, settings.delete_after_s
-            )
+            await to_thread.run_sync(delete_stored, ledger, examiner, settings.delete_after_s)
         except JournalError as exc:
             _log.warning("%s", exc)
-            deleted = 0
-        if deleted < _BATCH:
-            await anyio.sleep(_PAUSE_S)
+        await anyio.sleep(pause_s)
 
 
 def delete_stored(ledger: Ledger, examiner: Examiner, age_s: float) -> int:
-    """Delete one batch; returns how many rows were settled. Blocking.
+    """Delete what is old enough; returns how many rows were settled. Blocking.
 
-    A file that has changed since, or that somebody writes to, stays and is synced anew.
+    A file that has changed since, or that somebody writes to, stays and is synced anew. What
+    cannot be deleted does not stand in the way of the rest.
     """
-    rows = ledger.deletable(OUTPUTS, before_s=wall_time_s() - age_s, limit=_BATCH)
-    return sum(_delete(ledger, examiner, row) for row in rows)
+    before_s, settled, after = wall_time_s() - age_s, 0, ""
+    while rows := ledger.deletable(OUTPUTS, before_s=before_s, after=after, limit=_BATCH):
+        settled += sum(_delete(ledger, examiner, row) for row in rows)
+        after = rows[-1].path
+    return settled
 
 
 def _delete(ledger: Ledger, examiner: Examiner, row: Row) -> bool:
@@ -57,8 +60,7 @@ def _delete(ledger: Ledger, examiner: Examiner, row: Row) -> bool:
     except OSError:
         return False
     try:
-        unchanged = Identity.of(os.fstat(fd)) == row.identity
-        if not unchanged or lease_test(fd) is Writers.SOME:
+        if lease_test(fd) is Writers.SOME or Identity.of(path.lstat()) != row.identity:
             return False
         path.unlink()
     except OSError as exc:

@@ -228,14 +228,20 @@ class Ledger:
         """Return the files of dead runs that were on their way."""
         return list(self._rows("WHERE state IN (?, ?)", FileState.PENDING, FileState.UPLOADING))
 
-    def deletable(self, tree: str, *, before_s: float, limit: int = 500) -> list[Row]:
-        """Return verified files that were stored before an instant and are not broken."""
+    def deletable(
+        self, tree: str, *, before_s: float, after: str = "", limit: int = 500
+    ) -> list[Row]:
+        """Return verified files that were stored before an instant and are not broken.
+
+        In the order of their paths; those behind ``after`` only.
+        """
         return list(
             self._rows(
-                "WHERE state = ? AND tree = ? AND verified AND NOT incomplete AND stored_at <= ?"
-                " ORDER BY stored_at LIMIT ?",
-                FileState.STORED,
+                "WHERE tree = ? AND path > ? AND state = ? AND verified AND NOT incomplete"
+                " AND stored_at <= ? ORDER BY path LIMIT ?",
                 tree,
+                os.fsencode(after),
+                FileState.STORED,
                 before_s,
                 limit,
             )

@@ -13,7 +13,7 @@ from supervisor.core.retry import Backoff
 from supervisor.core.state import StateStore
 from supervisor.errors import JournalError, PermanentTransferError, SupervisorError
 from supervisor.sync.backlog import Backlog, PathKey, Work
-from supervisor.sync.model import MetricsSink
+from supervisor.sync.model import Identity, MetricsSink
 from supervisor.sync.pacing import Gate
 from supervisor.sync.target import TargetRefusedError
 from supervisor.sync.transfer import Result
@@ -110,6 +110,11 @@ class Outcomes:
     def gone(self, key: PathKey) -> None:
         """Forget a file that was deleted."""
         self.failed.pop(key, None)
+
+    def set_apart(self, key: PathKey, identity: Identity) -> bool:
+        """Whether this very content has failed for good."""
+        work = self.failed.get(key)
+        return work is not None and work.identity == identity
 
     def forgive(self) -> list[Work]:
         """Give back what had failed, to be tried again."""

@@ -131,6 +131,7 @@ class Syncer:
             rescan_interval_s=self._settings.rescan_interval_s,
             changed=self._refresh,
             gone=self._outcomes.gone,
+            set_apart=self._outcomes.set_apart,
             tell=self._outcomes.warn,
         )
         self._running = _Running(ledger, target, transfer, tracker)

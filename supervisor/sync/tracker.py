@@ -13,7 +13,7 @@ from anyio import to_thread
 from supervisor.errors import JournalError
 from supervisor.sync.backlog import Backlog, PathKey, Work
 from supervisor.sync.examine import Examiner, Facts, Verdict, Watched, judge
-from supervisor.sync.model import Tree
+from supervisor.sync.model import Identity, Tree
 from supervisor.sync.sweep import Sweep
 from supervisor.sync.watcher import Tell, Watcher
 
@@ -46,12 +46,14 @@ class Tracker:
         rescan_interval_s: float,
         changed: Callable[[], None],
         gone: Callable[[PathKey], None],
+        set_apart: Callable[[PathKey, Identity], bool],
         tell: Tell,
     ) -> None:
         self._examiners = examiners
         self._backlog = backlog
         self._changed = changed
         self._gone = gone
+        self._set_apart = set_apart
         self._inbox = _Inbox()
         self._watched: dict[PathKey, Watched] = {}
         self._closed_at: dict[PathKey, float] = {}
@@ -76,7 +78,7 @@ class Tracker:
         """Watch, look and scan until cancelled."""
         async with anyio.create_task_group() as tasks:
             for watcher in self._watchers:
-                tasks.start_soon(watcher.run)
+                await tasks.start(watcher.run)
             for sweep in self._sweeps.values():
                 tasks.start_soon(sweep.run)
             tasks.start_soon(self._look_forever)
@@ -194,6 +196,8 @@ class Tracker:
             self._backlog.drop(key)
             self._gone(key)
         if verdict not in (Verdict.READY, Verdict.BROKEN) or fact.identity is None:
+            return
+        if self._set_apart(key, fact.identity):
             return
         if closed_at is None and watched_before is not None:
             closed_at = now  # it was watched until nobody wrote: that was just now

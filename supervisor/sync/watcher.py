@@ -11,6 +11,7 @@ from itertools import islice
 
 import anyio
 from anyio import to_thread
+from anyio.abc import TaskStatus
 
 from supervisor.sync.inotify import Change, Inotify
 from supervisor.sync.scan import Found, Scanner
@@ -53,20 +54,24 @@ class Watcher:
         """Whether there are folders whose changes nobody will hint at."""
         return self._inotify is None or bool(self._blind)
 
-    async def run(self) -> None:
-        """Report until cancelled."""
+    async def run(self, *, task_status: TaskStatus[None] = anyio.TASK_STATUS_IGNORED) -> None:
+        """Report until cancelled; started when the next walk can watch what it finds."""
         while True:
             try:
                 inotify = Inotify()
             except OSError as exc:
                 self._refused(exc)
+                task_status.started()
                 await anyio.sleep(_INSTANCE_PAUSE_S)
+                self._rescan()
+                task_status = anyio.TASK_STATUS_IGNORED
                 continue
             with closing(inotify):
                 self._inotify = inotify
                 try:
                     async with anyio.create_task_group() as tasks:
                         tasks.start_soon(self._keep_root)
+                        task_status.started()
                         await self._read(inotify)
                 finally:
                     self._inotify = None
@@ -108,11 +113,12 @@ class Watcher:
     async def _keep_root(self) -> None:
         """Watch the root when it appears, as often as it does."""
         while True:
+            await self._root_lost.wait()
+            self._there = False
             await to_thread.run_sync(self.cover, "")
             if self._there:
-                self._rescan()
                 self._root_lost = anyio.Event()
-                await self._root_lost.wait()
+                self._rescan()
             else:
                 await anyio.sleep(_ROOT_PAUSE_S)
 

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import anyio
 import pytest
 
-from supervisor.sync import examine, restore
+from supervisor.sync import cleanup, examine, restore, stability
 from supervisor.sync.model import RemoteFile, Tree
 from supervisor.sync.target import Target
 from tests.support import s3_servers
@@ -206,6 +207,52 @@ async def test_delete_after_upload_deletes_only_what_is_stored(tmp_path: Path) -
         path.write_bytes(png("new under the old name"))
         await pod.uploaded(2)
     assert len(contents(pod.bucket)) == 2
+
+
+async def test_what_cannot_be_deleted_stands_in_nobodys_way(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cleanup, "_BATCH", 2)
+    real = stability.open_regular
+
+    def open_regular(path: Path) -> int:
+        if path.name < "5":
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+        return real(path)
+
+    monkeypatch.setattr(cleanup, "open_regular", open_regular)
+    pod = Pod(tmp_path, delete_after_upload=True)
+    for number in range(8):
+        (pod.source / f"{number}.png").write_bytes(png(str(number)))
+    async with pod.running():
+        await pod.uploaded(8)
+        with anyio.fail_after(DEADLINE_S):
+            while len(os.listdir(pod.source)) > 5:  # noqa: PTH208 (names are enough)
+                await anyio.sleep(0.05)
+    assert sorted(contents(pod.source)) == ["0.png", "1.png", "2.png", "3.png", "4.png"]
+
+
+async def test_what_failed_for_good_is_not_tried_again_until_somebody_asks(tmp_path: Path) -> None:
+    def fault(request: Any, _count: int) -> int | None:
+        return 413 if request.path.endswith("large.png") else None
+
+    with s3_servers.strict(fault=fault) as server:
+        assert server.strict is not None
+        pod = Pod(tmp_path, **server.settings)
+        (pod.source / "large.png").write_bytes(png("large"))
+        async with pod.running():
+            await pod.event("sync.failed")
+            for number in range(3):
+                (pod.source / f"{number}.png").write_bytes(png(str(number)))
+                status = await pod.syncer.flush(DEADLINE_S)  # looks at everything
+                assert (status.failed, status.unflushed) == (1, 1)
+            assert pod.kinds().count("sync.failed") == 1
+            assert pod.syncer.waiting() == [
+                "large.png is refused for good; `supervisor sync retry` asks again"
+            ]
+            server.strict.fault = None
+            await pod.syncer.retry()
+            await pod.uploaded(4)
 
 
 async def test_a_full_or_forbidden_target_holds_files_back_and_says_so_once(
