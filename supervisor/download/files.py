@@ -11,6 +11,7 @@ import fcntl
 import hashlib
 import os
 from contextlib import suppress
+from functools import cache
 from pathlib import Path
 
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
@@ -48,9 +49,14 @@ def reserved_bytes(destination: Path) -> int:
 def boot_id() -> str:
     """Identify the running kernel; empty when it cannot be read (then nothing is trusted)."""
     try:
-        return _BOOT_ID.read_text(encoding="ascii").strip()
+        return _read_boot_id()
     except OSError:
         return ""
+
+
+@cache  # the answer, never a failure
+def _read_boot_id() -> str:
+    return _BOOT_ID.read_text(encoding="ascii").strip()
 
 
 def discard_leftovers(destination: Path) -> None:
