@@ -172,7 +172,8 @@ class Storm:
             "duplicates": sum(n - 1 for n in found.values()),
             "uploads left open": _left_open(server),
             "requests": self.proxy.requests,
-            **dict(sorted((self.done + self.proxy.faults).items())),
+            "done": dict(self.done),
+            "faults": dict(self.proxy.faults),
         }
 
 

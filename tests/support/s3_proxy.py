@@ -9,6 +9,7 @@ import asyncio
 import threading
 from collections import Counter
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Self
 from urllib.parse import urlsplit
 
@@ -68,7 +69,10 @@ class FaultyProxy:
         self._loop.run_forever()
         self._drop()
         server.close()
-        self._loop.run_until_complete(asyncio.gather(*self._tasks, return_exceptions=True))
+        for task in asyncio.all_tasks(self._loop):
+            task.cancel()
+            with suppress(asyncio.CancelledError, OSError):
+                self._loop.run_until_complete(task)
         self._loop.close()
 
     async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -112,7 +116,8 @@ class FaultyProxy:
             await asyncio.sleep(self.slow_s)
         for name in (b"expect", b"connection"):
             headers.pop(name, None)
-        answer = await self._ask(b"\r\n".join([first, *headers.values()]), body)
+        # What has reached the server whole is done there, whatever becomes of the line before.
+        answer = await asyncio.shield(self._ask(b"\r\n".join([first, *headers.values()]), body))
         if action == "lost":
             writer.transport.abort()
             return
