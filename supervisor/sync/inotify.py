@@ -103,8 +103,9 @@ class Inotify:
             if folder is None:
                 continue
             if mask & (IN_IGNORED | IN_MOVE_SELF):
-                if self._forget(number, mask):
-                    changes.append(Change(folder, lost=True))
+                # What has the name now may be another folder, which nobody watches yet.
+                gone = self._forget(number, mask)
+                changes.append(Change(folder, folder=not gone, lost=gone or not folder))
             elif not mask & IN_UNMOUNT and not (mask & IN_ISDIR and mask & _GONE):
                 name = os.fsdecode(data[position - length : position].rstrip(b"\0"))
                 path = f"{folder}/{name}" if folder else name

@@ -126,7 +126,7 @@ class Watcher:
         while True:
             await anyio.wait_readable(inotify.fd)
             changes = inotify.read()
-            for folder in {c.path for c in changes if c.folder}:
+            for folder in {c.path for c in changes if c.folder and c.path}:
                 await self._enter(folder)
             self._report(changes)
             if any(change.overflow for change in changes):
