@@ -96,7 +96,8 @@ async def _refusal(answer: aiohttp.ClientResponse) -> ClientError:
         "HTTPStatusCode": answer.status,
         "HTTPHeaders": {name.lower(): value for name, value in answer.headers.items()},
     }
-    return ClientError({"Error": error, "ResponseMetadata": meta}, "PUT")  # type: ignore[typeddict-item]
+    parsed: Any = {"Error": error, "ResponseMetadata": meta}  # as botocore parses it
+    return ClientError(parsed, "PUT")
 
 
 @asynccontextmanager
