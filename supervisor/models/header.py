@@ -113,7 +113,7 @@ _GGML = {
 
 
 def _gguf(file: BinaryIO, size: int) -> ModelHeader:
-    reader = _GgufReader(file, size)
+    reader = _GgufReader(file)
     if reader.take(4) != b"GGUF":
         raise ValueError("it is no GGUF file")
     version, tensors, entries = reader.unpack("<IQQ")
@@ -148,8 +148,8 @@ def _gguf(file: BinaryIO, size: int) -> ModelHeader:
 class _GgufReader:
     """Reads little-endian values in sequence, a block at a time."""
 
-    def __init__(self, file: BinaryIO, size: int) -> None:
-        self._file, self._left = file, size
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
         self._block, self._at = b"", 0
 
     @property

@@ -17,6 +17,7 @@ import anyio.to_thread
 from supervisor.download.files import reserved_bytes
 from supervisor.download.request import DownloadRequest, Resolved, Resolver
 from supervisor.errors import DiskFullError, PermanentTransferError, SupervisorError, TransferError
+from supervisor.models.abilities import Expander
 from supervisor.models.folders import safe_file_name
 from supervisor.models.queue import Job
 from supervisor.models.room import Need, without_room
@@ -72,10 +73,8 @@ class Preflight:
         if not request.directory:
             return (request,)
         resolver = self.resolver(request)
-        expand = getattr(resolver, "expand", None)
-        if expand is not None:
-            children: tuple[DownloadRequest, ...] = await expand(request)
-            return children
+        if isinstance(resolver, Expander):
+            return await resolver.expand(request)
         resolved = await resolver.resolve(request)
         name = safe_file_name(resolved.file_name or "")
         if name is None:

@@ -30,6 +30,7 @@ from supervisor.errors import (
     PermanentTransferError,
     TransientTransferError,
 )
+from supervisor.models.abilities import DirectFetcher, Mirrored
 from supervisor.models.leases import Lease, Leases
 from supervisor.models.objects import hash_file, is_object
 from supervisor.models.store import ModelStore
@@ -66,6 +67,10 @@ class ResolvedAhead:
         return resolved
 
 
+def _source(resolver: Resolver) -> Resolver:
+    return resolver.source if isinstance(resolver, ResolvedAhead) else resolver
+
+
 class DirectDownloader:
     """Lets a source that can fetch by itself do so; the engine does the others."""
 
@@ -76,14 +81,11 @@ class DirectDownloader:
         self, request: DownloadRequest, resolver: Resolver, progress: ProgressCallback
     ) -> TransferResult:
         """See ``Downloader.fetch``."""
-        source = getattr(resolver, "source", resolver)
-        fetch = getattr(source, "fetch", None)
-        if fetch is not None:
-            result: TransferResult = await fetch(request, progress)
-            return result
-        mirrors = getattr(source, "mirrors", None)
-        if mirrors is not None and request.mirrors:
-            request = replace(request, mirrors=mirrors(request.mirrors))
+        source = _source(resolver)
+        if isinstance(source, DirectFetcher):
+            return await source.fetch(request, progress)
+        if isinstance(source, Mirrored) and request.mirrors:
+            request = replace(request, mirrors=source.mirrors(request.mirrors))
         return await self._engine.fetch(request, resolver, progress)
 
 
@@ -139,7 +141,7 @@ class StoreDownloader:
             )
             incoming = await anyio.to_thread.run_sync(make) / request.destination.name
             inner = replace(request, destination=incoming, sha256=digest, size_bytes=size)
-            ahead = ResolvedAhead(getattr(resolver, "source", resolver), resolved)
+            ahead = ResolvedAhead(_source(resolver), resolved)
             result = await self._engine.fetch(inner, ahead, progress)
             found = result.sha256 or await _hash(incoming)
             if digest is not None and found != digest:

@@ -22,10 +22,11 @@ from supervisor.errors import (
     TransferError,
     TransientTransferError,
 )
+from supervisor.models.abilities import DirectFetcher
 from supervisor.models.manager import ModelManager
 from supervisor.models.preflight import Preflight
 from supervisor.models.sources import open_sources, registry
-from supervisor.models.sources.base import DirectFetcher, retry_after_s
+from supervisor.models.sources.base import retry_after_s
 from supervisor.models.transfers import DirectDownloader
 from tests.support.hub import CIVITAI_TOKEN, HF_TOKEN, host_of, sha256
 from tests.support.sources import World, offer, world

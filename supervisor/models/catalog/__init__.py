@@ -40,10 +40,6 @@ class Catalog:
             index[name] = (*index.get(name, ()), key)
         return index
 
-    def used_by(self, key: str) -> tuple[str, ...]:
-        """Names of the bundles that may want a file."""
-        return tuple(name for name, bundle in self.bundles.items() if key in bundle.all_files)
-
 
 def load_catalog(extra: Iterable[Path] = ()) -> Catalog:
     """Read the shipped catalog and lay the user's files over it, in order.

@@ -10,7 +10,6 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from email.utils import parsedate_to_datetime
 from pathlib import Path
-from typing import Protocol, runtime_checkable
 from urllib.parse import urlsplit
 
 import aiohttp
@@ -20,9 +19,7 @@ from supervisor.config.settings import ModelsSection
 from supervisor.core.clock import wall_time_s
 from supervisor.download.request import (
     DownloadRequest,
-    ProgressCallback,
     Resolved,
-    TransferResult,
 )
 from supervisor.download.transport import proxy_for
 from supervisor.errors import (
@@ -42,28 +39,6 @@ _PORTS = {"http": 80, "https": 443}
 # The hub's form of the IETF draft: nothing remains, anew in t seconds.
 _RATE_LIMIT = re.compile(r"\br\s*=\s*0\s*;\s*t\s*=\s*(\d+)")
 USER_AGENT = "comfypod-supervisor"
-
-
-@runtime_checkable
-class Expander(Protocol):
-    """A source that can turn one request into the files it stands for."""
-
-    async def expand(self, request: DownloadRequest) -> tuple[DownloadRequest, ...]:
-        """Name every file of a folder, repository or version, with its destination.
-
-        Raises:
-            TransferError: as ``Resolver.resolve``.
-        """
-        ...
-
-
-@runtime_checkable
-class DirectFetcher(Protocol):
-    """A source that needs no HTTP engine, as ``Downloader.fetch`` without a resolver."""
-
-    async def fetch(self, request: DownloadRequest, progress: ProgressCallback) -> TransferResult:
-        """Publish the file at its destination, or raise ``TransferError``."""
-        ...
 
 
 @dataclass(frozen=True, slots=True)
