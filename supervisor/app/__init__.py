@@ -32,9 +32,9 @@ def main(*, config: Path | None, overrides: Sequence[str], environ: Mapping[str,
     # What is loaded now stays: looking for garbage in it only delays the first service.
     gc.disable()
     # NVML answers while the libraries for reading the configuration are still loading.
-    from supervisor.hardware.gpu import start_gpu_probe  # noqa: PLC0415
+    from supervisor.hardware.gpu import GpuProbe  # noqa: PLC0415
 
-    probe = start_gpu_probe()
+    probe = GpuProbe()
     from supervisor.services.isolation import hide_process  # noqa: PLC0415
 
     with suppress(OSError):  # a sandbox may forbid it; docs/services.md says what holds then

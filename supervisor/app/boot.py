@@ -9,7 +9,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from supervisor.app.facts import GpuProbe, gather_facts
+from supervisor.app.facts import gather_facts
 from supervisor.app.ladder_memory import Descent, recall_descent
 from supervisor.app.timeline import Timeline
 from supervisor.config.load import LoadedSettings, load_settings
@@ -17,6 +17,7 @@ from supervisor.config.logging import setup_logging
 from supervisor.config.redaction import Redactor
 from supervisor.config.settings import Settings, StorageMode
 from supervisor.hardware.facts import HardwareFacts
+from supervisor.hardware.gpu import GpuProbe
 from supervisor.plan.build import build_plan
 from supervisor.plan.model import Plan, Skipped
 from supervisor.plan.secrets import GeneratedSecrets

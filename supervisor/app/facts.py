@@ -11,12 +11,10 @@ from typing import Generic, TypeVar
 from supervisor.config.settings import Settings
 from supervisor.hardware.comfyui import find_python, read_comfyui
 from supervisor.hardware.facts import HardwareFacts, HostFacts, NvencFacts
-from supervisor.hardware.gpu import GpuProbe, start_gpu_probe
+from supervisor.hardware.gpu import GpuProbe
 from supervisor.hardware.host import find_programs, read_host
 from supervisor.plan.context import programs_to_find
 from supervisor.plan.storage import paths_to_probe, volume_root
-
-__all__ = ["NVENC_TIMEOUT_S", "GpuProbe", "gather_facts", "probe_nvenc_now", "start_gpu_probe"]
 
 NVENC_TIMEOUT_S = 20.0
 

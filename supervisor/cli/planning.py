@@ -6,9 +6,10 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from supervisor.app.boot import decide_resumed, with_models
-from supervisor.app.facts import gather_facts, probe_nvenc_now, start_gpu_probe
+from supervisor.app.facts import gather_facts, probe_nvenc_now
 from supervisor.config.load import LoadedSettings
 from supervisor.hardware.facts import HardwareFacts
+from supervisor.hardware.gpu import GpuProbe
 from supervisor.plan.model import Plan
 from supervisor.plan.secrets import GeneratedSecrets
 
@@ -20,9 +21,7 @@ def read_facts(
     loaded: LoadedSettings, environ: Mapping[str, str], *, nvenc: bool = False
 ) -> HardwareFacts:
     """Look at the machine; ``nvenc`` also tries the encoders, which takes seconds."""
-    facts = gather_facts(
-        loaded.settings, environ, start_gpu_probe(), cache_directory=None, nvenc=False
-    )
+    facts = gather_facts(loaded.settings, environ, GpuProbe(), cache_directory=None, nvenc=False)
     return replace(facts, nvenc=probe_nvenc_now(facts, environ)) if nvenc else facts
 
 

@@ -4,14 +4,10 @@ from __future__ import annotations
 
 import ast
 import json
-import threading
 from typing import Any
 
-import anyio
 import pytest
 
-from supervisor.hardware.facts import GpuFacts
-from supervisor.hardware.gpu import GpuProbe
 from tests.fake_nvml import FakeNvml, fake_nvml, nvml_library
 
 __all__ = ["fake_nvml", "nvml_library"]
@@ -147,9 +143,8 @@ print([d.uuid for d in facts.devices], facts.error is not None)
 
 def test_a_hanging_driver_delays_neither_the_answer_nor_the_exit(fake_nvml: FakeNvml) -> None:
     code = """
-import anyio
-from supervisor.hardware.gpu import probe_gpu
-facts = anyio.run(probe_gpu, 0.2)
+from supervisor.hardware.gpu import GpuProbe
+facts = GpuProbe().result(0.2)
 print(facts.uncertain, facts.error)
 """
     fake_nvml.describe("gpu L4 23034 0 GPU-0 8 9 0", "hang nvmlDeviceGetMemoryInfo")
@@ -177,26 +172,3 @@ def test_samples(fake_nvml: FakeNvml) -> None:
 
 def test_sampling_without_a_gpu_is_no_error(fake_nvml: FakeNvml) -> None:
     assert fake_nvml.python(SAMPLES, library=False).strip() == "[]"
-
-
-@pytest.mark.anyio
-@pytest.mark.parametrize("anyio_backend", ["asyncio", "trio"])
-async def test_waiting_ends_when_the_driver_answers() -> None:
-    answer = threading.Event()
-
-    def read() -> GpuFacts:
-        answer.wait(30)
-        return GpuFacts(driver="1")
-
-    probe = GpuProbe(read)
-    found: list[GpuFacts] = []
-
-    async def wait() -> None:
-        found.append(await probe.wait(30))
-
-    async with anyio.create_task_group() as group:
-        group.start_soon(wait)
-        await anyio.lowlevel.checkpoint()
-        answer.set()
-    assert found == [GpuFacts(driver="1")]
-    assert await probe.wait(0) == probe.result(0) == GpuFacts(driver="1")
