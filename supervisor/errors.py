@@ -90,14 +90,6 @@ class SpawnError(ServiceError):
     """The command of a service cannot be executed."""
 
 
-class ReadinessTimeoutError(ServiceError):
-    """A service did not become ready in time."""
-
-
-class DependencyFailedError(ServiceError):
-    """A service that this one waits for is down for good."""
-
-
 class TransferError(SupervisorError):
     """A download or an upload failed."""
 

@@ -7,7 +7,6 @@ import errno
 import os
 
 _PR_SET_DUMPABLE = 4  # include/uapi/linux/prctl.h
-_PR_GET_DUMPABLE = 3
 
 
 def hide_process() -> None:
@@ -26,8 +25,3 @@ def hide_process() -> None:
     if libc.prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0) != 0:
         code = ctypes.get_errno() or errno.EINVAL
         raise OSError(code, os.strerror(code))
-
-
-def is_hidden() -> bool:
-    """Whether ``hide_process`` is in force."""
-    return int(ctypes.CDLL(None).prctl(_PR_GET_DUMPABLE, 0, 0, 0, 0)) != 1

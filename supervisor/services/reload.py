@@ -41,12 +41,6 @@ class ServiceDiff:
     added: tuple[str, ...] = ()
     removed: tuple[str, ...] = ()
     changed: Mapping[str, ServiceChange] = field(default_factory=dict)
-    unchanged: tuple[str, ...] = ()
-
-    @property
-    def empty(self) -> bool:
-        """Whether nothing differs."""
-        return not (self.added or self.removed or self.changed)
 
 
 def diff(old: Sequence[ServiceSpec], new: Sequence[ServiceSpec]) -> ServiceDiff:
@@ -62,7 +56,6 @@ def diff(old: Sequence[ServiceSpec], new: Sequence[ServiceSpec]) -> ServiceDiff:
         added=tuple(name for name in after if name not in before),
         removed=tuple(name for name in before if name not in after),
         changed=changed,
-        unchanged=tuple(n for n in after if n in before and n not in changed),
     )
 
 

@@ -10,10 +10,9 @@ import pytest
 # A "supervisor" with a secret in its environment starts a "service" that looks for it.
 PARENT = """
 import os, subprocess, sys
-from supervisor.services.isolation import hide_process, is_hidden
+from supervisor.services.isolation import hide_process
 if sys.argv[1] == "hidden":
     hide_process()
-    assert is_hidden()
 environment = {k: v for k, v in os.environ.items() if k != "R2_SECRET_ACCESS_KEY"}
 look = (
     "import os, sys\\n"

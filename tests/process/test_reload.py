@@ -8,7 +8,7 @@ import anyio
 import pytest
 
 from supervisor.core.status import ServiceState
-from supervisor.services.reload import ServiceChange, diff
+from supervisor.services.reload import ServiceChange, ServiceDiff, diff
 from supervisor.services.spec import HttpProbe, Liveness
 from tests.process.pod import running, shell
 
@@ -34,8 +34,7 @@ def test_the_difference_names_what_changed_and_shows_no_value() -> None:
         "b": ServiceChange(("max_restarts",), restart=False),
     }
     assert "secret" not in repr(found)
-    assert diff(new, new).empty
-    assert diff(new, new).unchanged == ("a", "b", "d")
+    assert diff(new, new) == ServiceDiff()
 
 
 async def test_only_what_differs_is_touched() -> None:
@@ -62,7 +61,7 @@ async def test_only_what_differs_is_touched() -> None:
         assert pod["tuned"].required
         assert "gone" not in pod.state.snapshot.services
         assert pod["changed"].restart_reasons == {"restart-asked": 1}
-        assert (await pod.manager.reconcile(new)).empty
+        assert await pod.manager.reconcile(new) == ServiceDiff()
 
 
 async def test_a_correction_revives_what_had_failed_and_disabling_rests() -> None:
