@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import gc
 import json
 import sys
 import time
@@ -106,5 +107,6 @@ if __name__ == "__main__":
         import uvloop
 
         factory = uvloop.new_event_loop
+    gc.freeze()  # as the daemon does once it is up
     with asyncio.Runner(loop_factory=factory) as runner:
         runner.run(_main(chosen))
