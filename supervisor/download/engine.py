@@ -35,7 +35,7 @@ from supervisor.download.segments import SMALLEST_PIECE_BYTES
 from supervisor.download.simple import BUSY_POLL_S, SimpleDownloader
 from supervisor.download.small import first_trip, receive_small
 from supervisor.download.storage import disk_errors, existing_file
-from supervisor.download.threads import in_thread
+from supervisor.download.threads import Cores, in_thread
 from supervisor.download.transfer import Transfer
 from supervisor.download.transport import (
     NoRangeError,
@@ -108,6 +108,7 @@ class SegmentedDownloader:
             session=session,
             threads=self._threads("download-disk", WRITERS),
             hashers=self._threads("download-hash", max(2, (os.cpu_count() or 2) // 2)),
+            cores=Cores(),
             lanes=lanes,
             gate=HostGate(self._per_host),
             limiter=RateLimiter(self._rate),

@@ -17,6 +17,7 @@ from supervisor.download.ledger import MIB, Ledger
 from supervisor.download.limits import BLOCK_BYTES, BufferPool, RateLimiter
 from supervisor.download.meter import Meter
 from supervisor.download.partial import PartFile
+from supervisor.download.threads import Cores
 from supervisor.download.watch import Stretch
 
 CHECKPOINT_BYTES = 2 * MIB
@@ -36,6 +37,7 @@ class Intake:
         *,
         durable: bool,
         threads: Executor,
+        cores: Cores,
         pool: BufferPool,
         limiter: RateLimiter,
         meter: Meter,
@@ -48,6 +50,7 @@ class Intake:
         self._part = part
         self._follower = follower
         self._threads = threads
+        self._cores = cores
         self._meter = meter
         self._loop = asyncio.get_running_loop()
         self._metered = 0
@@ -77,9 +80,10 @@ class Intake:
             JournalError: likewise.
         """
         try:
-            self._part.write(offset, data)
-            self.ledger.written(len(data))
-            self._follower.written(data)
+            with self._cores.place():
+                self._part.write(offset, data)
+                self.ledger.written(len(data))
+                self._follower.written(data)
         except BaseException as exc:
             self._broken(exc)
             raise

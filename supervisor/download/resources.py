@@ -18,6 +18,7 @@ from supervisor.download.meter import Meter
 from supervisor.download.partial import PartFile
 from supervisor.download.request import DownloadRequest
 from supervisor.download.segments import SMALLEST_PIECE_BYTES
+from supervisor.download.threads import Cores
 
 FIRST_CONNECTIONS = 4
 
@@ -29,6 +30,7 @@ class Resources:
     session: aiohttp.ClientSession
     threads: Executor
     hashers: Executor
+    cores: Cores
     lanes: Lanes
     gate: HostGate
     limiter: RateLimiter
@@ -81,6 +83,7 @@ class Resources:
             follower,
             durable=self.fsync and size_bytes > SMALLEST_PIECE_BYTES,
             threads=self.threads,
+            cores=self.cores,
             pool=self.pool,
             limiter=self.limiter,
             meter=meter,

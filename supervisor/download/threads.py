@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+import os
+import threading
+from collections.abc import Callable, Iterator
 from concurrent.futures import Executor
+from contextlib import contextmanager
 from typing import Generic, TypeVar
 
 import anyio
 
 T = TypeVar("T")
+
+PATIENCE_S = 0.02  # many times what the work on a block takes
 
 
 async def in_thread(threads: Executor, work: Callable[[], T]) -> T:
@@ -18,6 +23,28 @@ async def in_thread(threads: Executor, work: Callable[[], T]) -> T:
     with anyio.CancelScope(shield=True):
         await asyncio.wait([job])
     return job.result()
+
+
+class Cores:
+    """Lets as many threads compute as there are processors.
+
+    More get nothing done sooner, but the event loop waits behind each of them: one that
+    holds the GIL may not have a processor. Who waits for a slow disk and not for a processor
+    does not stop the others: they go on without a place.
+    """
+
+    def __init__(self) -> None:
+        self._places = threading.Semaphore(len(os.sched_getaffinity(0)))
+
+    @contextmanager
+    def place(self) -> Iterator[None]:
+        """While a thread copies, hashes or writes."""
+        placed = self._places.acquire(timeout=PATIENCE_S)
+        try:
+            yield
+        finally:
+            if placed:
+                self._places.release()
 
 
 class Call(Generic[T]):
