@@ -155,9 +155,12 @@ async def _answer(origin: Origin, ask: Ask, fault: Fault, writer: asyncio.Stream
     if fault.body is not None:
         data = fault.body
     start, end = (ask.start, min(ask.end or len(data), len(data))) if ranged else (0, len(data))
-    body = bytearray(data[start:end])
+    # Many connections may be sent the whole file at once: none of them has a copy of its own.
+    body = memoryview(data)[start:end]
     if fault.flip_at is not None and start <= fault.flip_at < end:
-        body[fault.flip_at - start] ^= 0xFF
+        flipped = bytearray(body)
+        flipped[fault.flip_at - start] ^= 0xFF
+        body = memoryview(flipped)
     lines = [f"HTTP/1.1 {206 if ranged else 200} OK"]
     if fault.etag:
         lines.append(f"ETag: {fault.etag}")
@@ -167,7 +170,7 @@ async def _answer(origin: Origin, ask: Ask, fault: Fault, writer: asyncio.Stream
             + ("*" if fault.unsized else str(len(data)))
         )
     if fault.gzipped:
-        body = bytearray(gzip.compress(bytes(body), 1))
+        body = memoryview(gzip.compress(body, 1))
         lines.append("Content-Encoding: gzip")
     if fault.chunked:
         lines.append("Transfer-Encoding: chunked")
@@ -177,17 +180,17 @@ async def _answer(origin: Origin, ask: Ask, fault: Fault, writer: asyncio.Stream
         lines.append(f"Content-Length: {len(body)}")
     lines += [f"{name}: {value}" for name, value in fault.headers]
     writer.write(("\r\n".join(lines) + "\r\n\r\n").encode())
-    return await _send(origin, bytes(body), fault, writer)
+    return await _send(origin, body, fault, writer)
 
 
-async def _send(origin: Origin, body: bytes, fault: Fault, writer: asyncio.StreamWriter) -> bool:
+async def _send(
+    origin: Origin, body: memoryview, fault: Fault, writer: asyncio.StreamWriter
+) -> bool:
     step = 65536 if fault.bytes_per_s is None else max(1, int(fault.bytes_per_s / 20))
     stop = min(x for x in (fault.cut_after, fault.stall_after, len(body)) if x is not None)
     for position in range(0, stop, step):
         piece = body[position : min(position + step, stop)]
-        if fault.chunked:
-            piece = b"%x\r\n%s\r\n" % (len(piece), piece)
-        writer.write(piece)
+        writer.write(b"%x\r\n%s\r\n" % (len(piece), piece) if fault.chunked else piece)
         await writer.drain()
         origin.sent += len(piece)
         if fault.bytes_per_s is not None:

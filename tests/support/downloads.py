@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Mapping
+from functools import lru_cache
 from pathlib import Path
 
 from supervisor.core.retry import Backoff
@@ -56,8 +57,9 @@ def wanted(
     )
 
 
+@lru_cache(maxsize=4)
 def random_bytes(size: int, seed: int = 1) -> bytes:
-    """The same bytes each time."""
+    """The same bytes each time, and once for all modules that keep them."""
     return random.Random(seed).randbytes(size)
 
 
