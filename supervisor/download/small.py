@@ -93,14 +93,7 @@ async def first_trip(
     def tell() -> None:
         loop.call_soon_threadsafe(seen.look)
 
-    trip = Trip(
-        destination,
-        resolved,
-        fsync=resources.fsync,
-        limiter=resources.limiter,
-        cores=resources.cores,
-        tell=tell,
-    )
+    trip = Trip(destination, resolved, fsync=resources.fsync, limiter=resources.limiter, tell=tell)
     seen.trip = trip
     host = urlsplit(link.url).netloc.rpartition("@")[2]
     priority = resources.priority(request, first=True)

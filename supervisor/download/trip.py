@@ -22,7 +22,6 @@ from supervisor.download.partial import Identity, PartFile
 from supervisor.download.request import Resolved
 from supervisor.download.segments import SMALLEST_PIECE_BYTES
 from supervisor.download.storage import check_room, existing_file
-from supervisor.download.threads import Cores
 from supervisor.download.transport import Link, NoRangeError, content_range, literal_url, show_url
 from supervisor.download.verify import MalformedFileError, check_hash, check_start
 from supervisor.download.wire import DeclinedError, Head, UnluckyError, Wire
@@ -52,7 +51,6 @@ class Trip:
         *,
         fsync: bool,
         limiter: RateLimiter,
-        cores: Cores,
         tell: Callable[[], None],
     ) -> None:
         """``tell`` is called by the thread now and then while a slow file comes."""
@@ -65,7 +63,6 @@ class Trip:
         self._link = Link.of(resolved)
         self._fsync = fsync
         self._limiter = limiter
-        self._cores = cores
         self._tell = tell
         self._told_s = time.monotonic()
         self._stop = threading.Event()
@@ -143,10 +140,9 @@ class Trip:
         while self.fetched < size:
             start, filled = self.fetched, view[: min(len(block), size - self.fetched)]
             self._fill(wire, filled, size, timeout_s)
-            with self._cores.place():
-                if sha256:
-                    digest.update(filled)
-                part.write(start, filled)
+            if sha256:
+                digest.update(filled)
+            part.write(start, filled)
         if sha256:
             check_hash(name, expected=sha256, actual=digest.hexdigest())
         if not check_start(part.fd, size, name, size):
