@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from typing import Any
+from enum import StrEnum
+from typing import Any, Literal, get_args, get_origin
 
 from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
@@ -19,7 +20,8 @@ from supervisor.config.settings import Section, ServiceSection, Settings
 _HEAD = """\
 # Configuration of the supervisor. Everything is optional: without this file the defaults hold.
 # Lines that start with "#" and a name are settings with their default (or an example where it
-# says so): uncomment what you change. `supervisor check` finds every mistake.
+# says so): uncomment what you change. `supervisor check` finds every mistake, and
+# `supervisor plan` shows what a boot would do with it, and why.
 #
 # Environment variables win over this file: SUPERVISOR_<SECTION>__<KEY>, and the plain names
 # that are listed in docs/configuration.md. Keep secrets out of this file: use variables, or
@@ -48,7 +50,7 @@ _SERVICES = """\
 """
 
 _CHATTERBOX = """
-# Another one, in short: it starts with ComfyUI and is stopped when its page hangs.
+# Another one, in short: it starts beside ComfyUI and is restarted when its page hangs.
 #[services.chatterbox]
 #command = ["python3", "/opt/chatterbox-api/main.py"]
 #environment = { PORT = "4123" }
@@ -166,8 +168,19 @@ def _keys(section: type[Section], prefix: KeyPath) -> Iterator[str]:
         default = field.default_factory() if field.default_factory else field.default
         example = _EXAMPLES.get(dotted(path))
         is_example = default is None or default is PydanticUndefined or default in ((), {}, "")
-        yield f"# {field.description}{' (example)' if is_example else ''}"
+        yield f"# {field.description}{_choices(field.annotation)}{' (example)' * is_example}"
         yield f"#{name} = {to_toml(_plain(example if is_example else default))}"
+
+
+def _choices(annotation: Any) -> str:
+    """What may be given, where that is one of a few words, or several of them."""
+    for kind in (annotation, *get_args(annotation)):
+        words = get_args(kind) if get_origin(kind) is Literal else ()
+        if isinstance(kind, type) and issubclass(kind, StrEnum):
+            words = tuple(kind)
+        if words:
+            return f" {'One' if kind is annotation else 'Any'} of {', '.join(words)}."
+    return ""
 
 
 def _plain(value: Any) -> Any:

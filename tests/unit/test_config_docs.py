@@ -19,7 +19,15 @@ from supervisor.config.schema import (
     reference,
     render_effective,
 )
-from supervisor.config.settings import LiveCheck, ReadyCheck, ServiceSection, Settings
+from supervisor.config.settings import (
+    LiveCheck,
+    MemoryMode,
+    ReadyCheck,
+    ServiceSection,
+    Settings,
+    StorageMode,
+    Tier,
+)
 from supervisor.config.template import commented_default
 
 jsonschema = import_module("jsonschema")  # comes with JupyterLab, without type stubs
@@ -54,6 +62,14 @@ def test_template_has_every_key() -> None:
             assert name in found, dotted(path)
             found = found[name]
     assert set(tables["services"]["xtts"]) == set(ServiceSection.model_fields)
+
+
+def test_template_tells_the_words_that_a_key_takes() -> None:
+    text = commented_default()
+    assert " One of debug, info, warning, error." in text
+    for words in (Tier, MemoryMode, StorageMode):
+        assert f" One of {', '.join(words)}." in text
+    assert " Any of workflows, input, settings." in text
 
 
 def test_reference_names_every_key_and_variable() -> None:

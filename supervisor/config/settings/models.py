@@ -40,7 +40,8 @@ class ModelsSection(Section):
     )
     bundles: tuple[str, ...] = Field(
         ("vibevoice", "controlnet", "wan_720p"),
-        description="Bundles of the catalog to fetch; one that does not fit is skipped.",
+        description="Bundles to fetch (docs/models.md lists all, with sizes); one that does not "
+        "fit is skipped, [] fetches none.",
     )
     selectors: dict[str, str] = Field(
         default_factory=dict, description="Choices of bundles, like QWEN_EDIT_MODEL."
@@ -57,7 +58,9 @@ class ModelsSection(Section):
     require: Literal["none", "required", "all"] = Field(
         "required", description="Which models readiness waits for."
     )
-    stall_timeout_s: Seconds = Field(300.0, description="No byte for so long = a new connection.")
+    stall_timeout_s: Seconds = Field(
+        300.0, description="Seconds without a byte until a new connection is made."
+    )
     retry_attempts: int = Field(
         0, ge=0, description="Tries before the pace slows down; 0 = built-in. Never gives up."
     )

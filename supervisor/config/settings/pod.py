@@ -36,16 +36,23 @@ class HealthSection(Section):
     port: Annotated[int, Field(ge=0, le=65535)] = Field(
         8000, description="Port; 0 lets the kernel choose."
     )
-    token: SecretStr | None = Field(None, description="Token of page and API; generated.")
+    token: SecretStr | None = Field(
+        None, description="Token of page and API; generated when absent."
+    )
     dashboard: bool = Field(True, description="Serve the web page.")
 
 
 class IdleSection(Section):
     """Stop the pod when nobody needs it."""
 
-    enabled: bool = Field(False, description="Watch for idleness.")
-    minutes: Annotated[float, Field(gt=0)] = Field(60.0, description="Idle so long = stop.")
-    action: Literal["stop", "terminate", "exit", "command"] = Field("stop", description="How.")
+    enabled: bool = Field(False, description="End the pod when nobody uses it.")
+    minutes: Annotated[float, Field(gt=0)] = Field(
+        60.0, description="Minutes without use until then."
+    )
+    action: Literal["stop", "terminate", "exit", "command"] = Field(
+        "stop",
+        description="Stop or terminate the pod at RunPod, end the container, or run `command`.",
+    )
     command: tuple[str, ...] = Field((), description="Program for action = command.")
     dry_run: bool = Field(False, description="Only say what would be done.")
     api_url: str = Field("https://api.runpod.io", description="RunPod API address.")

@@ -59,7 +59,9 @@ class LiveCheck(Check):
 
     interval_s: Annotated[float, Field(gt=0)] = Field(10.0, description="Pause between checks.")
     timeout_s: Seconds = Field(5.0, description="Seconds for one check.")
-    failures: Annotated[int, Field(ge=1)] = Field(3, description="Failures in a row = hung.")
+    failures: Annotated[int, Field(ge=1)] = Field(
+        3, description="Failures in a row that count as hung."
+    )
     grace_s: Seconds = Field(0.0, description="Seconds after ready before the first check.")
 
 
@@ -83,11 +85,17 @@ class ServiceSection(Section):
         "always", description="When it is started again after it ended."
     )
     on_failure: OnFailure = Field("ignore", description=ON_FAILURE)
-    backoff_initial_s: Seconds = Field(1.0, description="First delay before a restart.")
-    backoff_max_s: Seconds = Field(60.0, description="Longest delay before a restart.")
+    backoff_initial_s: Seconds = Field(
+        1.0,
+        description="Most seconds before the second restart in a row (the first comes at once), "
+        "doubled for each further one.",
+    )
+    backoff_max_s: Seconds = Field(60.0, description="Most seconds before any restart.")
     max_restarts: int = Field(10, ge=0, description="Restarts per window before giving up.")
-    window_s: Seconds = Field(600.0, description="The window for max_restarts.")
-    healthy_after_s: Seconds = Field(30.0, description="Ready for so long: backoff starts anew.")
+    window_s: Seconds = Field(600.0, description="Seconds in which max_restarts are counted.")
+    healthy_after_s: Seconds = Field(
+        30.0, description="Seconds of being ready after which delay and count start anew."
+    )
     stop_signal: str = Field("SIGTERM", description="First signal of a stop.")
     stop_grace_s: Seconds = Field(5.0, description="Seconds before SIGKILL.")
     ready: ReadyCheck | None = Field(None, description="When it is ready; default at once.")
@@ -96,7 +104,9 @@ class ServiceSection(Section):
     env_pass: tuple[str, ...] = Field((), description="Secrets handed over, by name.")
     user: str | None = Field(None, description="User (name or uid) to run as.")
     cwd: Path | None = Field(None, description="Working folder.")
-    umask: str | None = Field(None, pattern="^0?[0-7]{3}$", description='Octal, like "022".')
+    umask: str | None = Field(
+        None, pattern="^0?[0-7]{3}$", description='File mode mask, octal, like "022".'
+    )
     nice: int | None = Field(None, ge=-20, le=19, description="Scheduling priority.")
     limits: Limits = Field(default_factory=Limits, description="Resource limits.")
     log_file: Path | None = Field(None, description="Also append the output to this file.")

@@ -14,7 +14,9 @@ from supervisor.config.settings.section import Rate, Seconds, Section
 class SyncSection(Section):
     """Finished outputs go to a bucket or a folder."""
 
-    enabled: bool | None = Field(None, description="Default: on when a target is configured.")
+    enabled: bool | None = Field(
+        None, description="Sync outputs; default: when a target is configured."
+    )
     source: Path | None = Field(None, description="Folder to watch; default ComfyUI's output.")
     target: Literal["s3", "folder"] = Field("folder", description="Kind of target.")
     folder: Path | None = Field(None, description="The target when it is a folder.")
@@ -48,7 +50,9 @@ class SyncSection(Section):
         "keep-both", description="Other bytes under a key that exists: a new key, or overwrite."
     )
     delete_after_upload: bool = Field(False, description="Delete once the copy is verified.")
-    delete_after_s: Seconds = Field(0.0, description="Keep the local file for so long.")
+    delete_after_s: Seconds = Field(
+        0.0, description="Seconds that the local file stays after that."
+    )
     rescan_interval_s: Annotated[float, Field(ge=1)] = Field(
         30.0, description="Full look at the folder, in case an event was lost."
     )
