@@ -118,8 +118,7 @@ class ModelManager:
 
     async def wait_until_idle(self) -> None:
         """Return when every file is in place, failed or skipped, and the state says so."""
-        while not all(job.ended for job in self._jobs.values()):
-            await self._reporter.changed.wait()
+        await self._state.wait(lambda _: all(job.ended for job in self._jobs.values()))
         self._reporter.publish()
 
     @property

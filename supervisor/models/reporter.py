@@ -15,18 +15,18 @@ _LINE_INTERVAL_S = 30.0
 
 
 class Reporter:
-    """Renders ``jobs`` into the state; ``changed`` is set whenever one of them changes."""
+    """Renders ``jobs`` into the state."""
 
     def __init__(self, state: StateStore, outcomes: Outcomes, jobs: Mapping[str, Job]) -> None:
         self._state = state
         self._outcomes = outcomes
         self._jobs = jobs
-        self.changed = anyio.Event()
+        self._changed = anyio.Event()
         self.meter = RateMeter()
 
     def touch(self) -> None:
         """Say that something changed."""
-        self.changed.set()
+        self._changed.set()
 
     def publish(self) -> None:
         """Bring the state up to date now."""
@@ -39,8 +39,8 @@ class Reporter:
         while True:
             # With nothing moving nothing changes by itself; a stall must show as such.
             with anyio.move_on_after(1.0 if self._moving else None):
-                await self.changed.wait()
-            self.changed = anyio.Event()
+                await self._changed.wait()
+            self._changed = anyio.Event()
             self.publish()
             if self._moving and anyio.current_time() >= next_line_s:
                 next_line_s = anyio.current_time() + _LINE_INTERVAL_S

@@ -225,6 +225,18 @@ async def test_it_gives_up_only_when_told(tmp_path: Path) -> None:
     assert len(rig.engine.started) == 3
 
 
+async def test_a_pull_ends_after_seconds_without_a_byte(tmp_path: Path) -> None:
+    rig = make(tmp_path)
+    rig.engine.held.add("f")
+    with anyio.fail_after(20):
+        async with anyio.create_task_group() as group:
+            group.start_soon(rig.manager.run_until_done, [rig.request("f", 5)])
+            await rig.state.wait(lambda _: "f" in rig.engine.release)
+            await anyio.sleep(1.3)  # the status is published once more meanwhile
+            rig.engine.release["f"].set()
+    assert rig.file("f").state is DownloadState.DONE
+
+
 async def test_a_bug_in_the_engine_fails_one_file(tmp_path: Path) -> None:
     rig = make(tmp_path)
     rig.engine.errors["f"] = [ValueError("unexpected")]
