@@ -1,4 +1,4 @@
-"""What a source may be able to do besides ``Resolver.resolve``."""
+"""What sources and downloaders may be able to do besides ``resolve`` and ``fetch``."""
 
 from __future__ import annotations
 
@@ -36,4 +36,13 @@ class Mirrored(Protocol):
 
     def mirrors(self, addresses: Sequence[str]) -> tuple[str, ...]:
         """Other addresses of a file, of which some may be of no use here."""
+        ...
+
+
+@runtime_checkable
+class Restorer(Protocol):
+    """A downloader that knows what it once fetched for a file, wherever its place went."""
+
+    async def restore(self, request: DownloadRequest) -> None:
+        """Put that in the place of a file that is gone; do nothing when there is none."""
         ...

@@ -6,7 +6,6 @@ import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 import anyio
@@ -20,7 +19,6 @@ from supervisor.core.status import DownloadState
 from supervisor.download.request import (
     Downloader,
     DownloadRequest,
-    Progress,
     Resolver,
     TransferResult,
 )
@@ -36,7 +34,7 @@ from supervisor.models.queue import Job
 from supervisor.models.reporter import Reporter
 from supervisor.models.requests import required_names, same_file
 from supervisor.models.transfers import ResolvedAhead
-from supervisor.models.unasked import fetch_or_keep
+from supervisor.models.unasked import Unasked
 from supervisor.models.wanted import Wanted
 
 log = logging.getLogger("supervisor.models")
@@ -68,6 +66,7 @@ class ModelManager:
         quick: Backoff = _QUICK,
         slow: Backoff = _SLOW,
         give_up_after: int | None = None,
+        ask_again_s: float = 300.0,
     ) -> None:
         """``give_up_after`` failed tries a file counts as failed; None never gives up."""
         self._settings = settings
@@ -82,6 +81,8 @@ class ModelManager:
         self._preparing = False
         self._short: dict[str, str] = {}  # group → the note that there is no room for it
         self.outcomes = Outcomes(bus)
+        self._unasked = Unasked(self._preflight, self.outcomes.kept)
+        self._ask_again_s = ask_again_s
         self._reporter = Reporter(state, self.outcomes, self._jobs)
 
     # -- what others call ---------------------------------------------------------------
@@ -103,6 +104,7 @@ class ModelManager:
         task_status.started()
         async with anyio.create_task_group() as group:
             group.start_soon(self._reporter.run)
+            group.start_soon(self._ask_again)
             while True:
                 self._wake = anyio.Event()
                 with anyio.move_on_after(self._dispatch(group)):
@@ -164,13 +166,7 @@ class ModelManager:
         Of ``settings`` only order, numbers and readiness are taken over.
         """
         self._settings = settings or self._settings
-        dropped, fresh = self._wanted.keep(requests)
-        for job in dropped:
-            self._end(job, DownloadState.SKIPPED)
-            if job.scope is not None:
-                job.scope.cancel()
-        for request in fresh:
-            self._insert(request)
+        self._swap(*self._wanted.keep(requests))
         for job in self._jobs.values():
             if job.state is DownloadState.FAILED:
                 job.requeue(urgent=job.urgent)
@@ -222,6 +218,14 @@ class ModelManager:
         except PermanentTransferError as exc:
             self.outcomes.failed(request, exc)
         self._demand()
+
+    def _swap(self, dropped: Iterable[Job], fresh: Iterable[DownloadRequest]) -> None:
+        for job in dropped:
+            self._end(job, DownloadState.SKIPPED)
+            if job.scope is not None:
+                job.scope.cancel()
+        for request in fresh:
+            self._insert(request)
 
     def _demand(self) -> None:
         """Tell readiness which files it waits for."""
@@ -319,14 +323,9 @@ class ModelManager:
             return
         request = replace(job.request, urgent=job.urgent)
         resolver = self._preflight.resolver(request)
-        seen = [-1]
-
-        def progress(step: Progress) -> None:
-            self._on_progress(job, step, seen)
-
+        progress = self._reporter.progress_of(job)
         ahead = ResolvedAhead(resolver, job.take_resolved(anyio.current_time()))
-        kept = partial(self.outcomes.kept, request)
-        self._finish(job, await fetch_or_keep(self._downloader, request, ahead, progress, kept))
+        self._finish(job, await self._unasked.fetch(self._downloader, request, ahead, progress))
 
     async def _unfold_early(self, job: Job) -> None:
         with suppress(TransferError):  # the transfer meets it again and reports it
@@ -334,7 +333,7 @@ class ModelManager:
 
     async def _unfold(self, job: Job) -> None:
         """Replace a folder, or a file without a name, by the files it stands for."""
-        children = await self._preflight.expand(job.request)
+        children = await self._unasked.unfold(job.request)
         if self._jobs.get(job.request.name) is not job:
             return  # no longer wanted
         self._wanted.remove_folder(job, children)
@@ -342,18 +341,17 @@ class ModelManager:
             self._insert(child, urgent=job.urgent)
         self._demand()
 
-    # -- outcomes -----------------------------------------------------------------------
+    async def _ask_again(self) -> None:
+        """Ask for the folders that are taken for what they were, until somebody answers."""
+        while True:
+            await anyio.sleep(self._ask_again_s)
+            for folder in self._unasked.unanswered:
+                with suppress(TransferError):
+                    files = await self._unasked.unfold(folder)
+                    if folder not in self._unasked.unanswered:
+                        self._swap(*self._wanted.refresh(folder.name, files))
 
-    def _on_progress(self, job: Job, step: Progress, seen: list[int]) -> None:
-        if job.ended:
-            return
-        # The first step of a resumed file counts what was there before.
-        if seen[0] >= 0:
-            gained = max(step.bytes_done - seen[0], 0)
-            self._reporter.meter.add(gained, anyio.current_time())
-        seen[0] = step.bytes_done
-        job.advance(step)
-        self._reporter.touch()
+    # -- outcomes -----------------------------------------------------------------------
 
     def _finish(self, job: Job, result: TransferResult) -> None:
         if job.ended:  # cancelled in the very last moment

@@ -19,8 +19,10 @@ from supervisor.download.request import DownloadRequest, Resolved, Resolver
 from supervisor.errors import DiskFullError, PermanentTransferError, SupervisorError, TransferError
 from supervisor.models.abilities import Expander
 from supervisor.models.folders import safe_file_name
+from supervisor.models.memory import Memory
 from supervisor.models.queue import Job
 from supervisor.models.room import Need, without_room
+from supervisor.models.store import ModelStore
 
 _AT_ONCE = 8
 ROOM_HINT = "free space, or use a larger volume; then `supervisor reload` tries it again"
@@ -61,6 +63,7 @@ class Preflight:
         """With a ``store`` the bytes go there, and the destinations are links."""
         self._resolvers = resolvers
         self._store = store
+        self.memory = Memory(ModelStore(store) if store else None)
         self._free = free or free_bytes
         self._limit = anyio.CapacityLimiter(_AT_ONCE)
 
@@ -152,7 +155,7 @@ class Preflight:
     async def _size_up(self, job: Job) -> None:
         async with self._limit:
             try:
-                if await anyio.to_thread.run_sync(job.request.destination.exists):
+                if await anyio.to_thread.run_sync(self.memory.holds, job.request):
                     return
                 job.resolved = await self.resolver(job.request).resolve(job.request)
             except TransferError:

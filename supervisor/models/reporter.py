@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import anyio
 
 from supervisor.core.state import StateStore
+from supervisor.download.request import Progress, ProgressCallback
 from supervisor.models.outcomes import Outcomes
 from supervisor.models.queue import Job, RateMeter, summarise
 
@@ -27,6 +28,23 @@ class Reporter:
     def touch(self) -> None:
         """Say that something changed."""
         self._changed.set()
+
+    def progress_of(self, job: Job) -> ProgressCallback:
+        """Return what takes the steps of one transfer."""
+        seen = -1
+
+        def step(progress: Progress) -> None:
+            nonlocal seen
+            if job.ended:
+                return
+            # The first step of a resumed file counts what was there before.
+            if seen >= 0:
+                self.meter.add(max(progress.bytes_done - seen, 0), anyio.current_time())
+            seen = progress.bytes_done
+            job.advance(progress)
+            self.touch()
+
+        return step
 
     def publish(self) -> None:
         """Bring the state up to date now."""

@@ -6,6 +6,7 @@ import errno
 import hashlib
 import logging
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -16,6 +17,7 @@ import anyio.to_thread
 
 from supervisor.config.settings import ModelsSection
 from supervisor.core.status import DownloadState
+from supervisor.download.files import discard_leftovers
 from supervisor.download.request import (
     Downloader,
     DownloadRequest,
@@ -25,13 +27,16 @@ from supervisor.download.request import (
     Resolver,
     TransferResult,
 )
+from supervisor.download.verify import check_file, verified_sha256
 from supervisor.errors import (
     ChecksumMismatchError,
     PermanentTransferError,
     TransientTransferError,
 )
 from supervisor.models.abilities import DirectFetcher, Mirrored
+from supervisor.models.gently import ReadMarks
 from supervisor.models.leases import Lease, Leases
+from supervisor.models.memory import last_key
 from supervisor.models.objects import hash_file, is_object
 from supervisor.models.store import ModelStore
 
@@ -56,15 +61,20 @@ class ResolvedAhead:
 
     def __init__(self, source: Resolver, first: Resolved | None) -> None:
         self.source = source
-        self.answered = False  # whether the source has said what the file is
         self._first = first
+
+    async def ask(self, request: DownloadRequest) -> None:
+        """Have the answer ready.
+
+        Raises:
+            TransferError: as ``Resolver.resolve``.
+        """
+        self._first = self._first or await self.source.resolve(request)
 
     async def resolve(self, request: DownloadRequest) -> Resolved:
         """Give the known answer once, then ask."""
         first, self._first = self._first, None
-        resolved = first or await self.source.resolve(request)
-        self.answered = True
-        return resolved
+        return first or await self.source.resolve(request)
 
 
 def _source(resolver: Resolver) -> Resolver:
@@ -80,7 +90,11 @@ class DirectDownloader:
     async def fetch(
         self, request: DownloadRequest, resolver: Resolver, progress: ProgressCallback
     ) -> TransferResult:
-        """See ``Downloader.fetch``."""
+        """See ``Downloader.fetch``. What has the wanted hash already is no question to anybody."""
+        place = request.destination
+        if request.sha256 is not None and await _is(place, request.sha256, request.size_bytes):
+            await anyio.to_thread.run_sync(discard_leftovers, place)
+            return _present(place, request.sha256)
         source = _source(resolver)
         if isinstance(source, DirectFetcher):
             return await source.fetch(request, progress)
@@ -113,6 +127,18 @@ class StoreDownloader:
             reason = exc.strerror or exc
             log.warning("%s is fetched without the store: %s", request.name, reason)
         return await self._engine.fetch(request, resolver, progress)
+
+    async def restore(self, request: DownloadRequest) -> None:
+        """See ``Restorer``: the pod's own disk may be new while the store is not."""
+
+        def link() -> None:
+            known = self._store.recall(last_key(request))
+            there = known is not None and self._store.has(known, request.size_bytes)
+            if known is not None and there and not request.destination.exists():
+                with suppress(OSError):  # ``fetch`` meets it again and reports it
+                    self._store.link(known, request.destination)
+
+        await anyio.to_thread.run_sync(link)
 
     async def _fetch(
         self, request: DownloadRequest, resolver: Resolver, progress: ProgressCallback
@@ -181,6 +207,13 @@ class StoreDownloader:
         self._store.link(digest, request.destination)
         if remember is not None:
             self._store.remember(remember, digest)
+        self._note_last(request, digest)
+
+    def _note_last(self, request: DownloadRequest, digest: str) -> None:
+        key = last_key(request)
+        if request.sha256 is None and self._store.recall(key) != digest:
+            with suppress(OSError):  # a store that is read-only or full serves what it has
+                self._store.remember(key, digest)
 
     async def _linked(
         self, request: DownloadRequest, key: str, digest: str | None, size: int | None
@@ -195,6 +228,7 @@ class StoreDownloader:
                 self._store.link(known, request.destination)
             except FileNotFoundError:  # another pod has just evicted it
                 return None
+            self._note_last(request, known)
             return _present(request.destination, known)
 
         return await anyio.to_thread.run_sync(link)
@@ -204,14 +238,8 @@ class StoreDownloader:
     ) -> bool:
         """Take a whole file that stands at the destination already into the store."""
         destination = request.destination
-
-        def same_size() -> bool:
-            return destination.is_file() and destination.stat().st_size == size
-
-        if size is None or not await anyio.to_thread.run_sync(same_size):
-            return False
         progress(Progress(DownloadState.VERIFYING, 0, size))
-        if await _hash(destination) != digest:
+        if not await _is(destination, digest, size):
             return False
 
         def adopt() -> bool:
@@ -241,6 +269,30 @@ def _key(request: DownloadRequest, resolved: Resolved | None) -> str:
     etag = (resolved.etag if resolved else None) or ""
     identity = "\n".join((request.source, request.reference or request.url, etag))
     return "at-" + hashlib.sha256(identity.encode()).hexdigest()
+
+
+async def _is(path: Path, sha256: str, size_bytes: int | None) -> bool:
+    """Whether these bytes are at ``path``. What was read once is not read again."""
+
+    def look() -> tuple[bool, str | None]:
+        try:
+            fits = size_bytes in (None, path.stat().st_size)
+            check_file(path)
+        except (OSError, PermanentTransferError):
+            return False, None
+        return fits, verified_sha256(path)
+
+    fits, known = await anyio.to_thread.run_sync(look)
+    if not fits or known is not None:
+        return fits and known == sha256
+    note = await anyio.to_thread.run_sync(ReadMarks().begin, path)
+    try:
+        same = await _hash(path) == sha256
+    except OSError:  # it went, or its disk is broken: whoever fetches it finds out
+        return False
+    if same:
+        await anyio.to_thread.run_sync(note, sha256)
+    return same
 
 
 async def _hash(path: Path) -> str:

@@ -60,6 +60,25 @@ class Wanted:
         for child in children:
             self._folders[child.name] = job.request.name
 
+    def refresh(
+        self, folder: str, files: Iterable[DownloadRequest]
+    ) -> tuple[list[Job], list[DownloadRequest]]:
+        """Want what ``folder`` stands for now: return the jobs that were dropped, what is new."""
+        dropped: list[Job] = []
+        fresh: list[DownloadRequest] = []
+        if folder not in self._folders.values():
+            return dropped, fresh  # nobody wants it any more
+        for file in files:
+            job = self.jobs.get(file.name)
+            if job is not None:
+                same = same_file(job.request, file) and job.request.size_bytes == file.size_bytes
+                if same or self._folders.get(file.name) != folder:
+                    continue
+                dropped.append(self.jobs.pop(file.name))
+            self._folders[file.name] = folder
+            fresh.append(file)
+        return dropped, fresh
+
     def keep(self, requests: Iterable[DownloadRequest]) -> tuple[list[Job], list[DownloadRequest]]:
         """Want exactly ``requests``: return the jobs that were dropped, and what is new."""
         wanted = {request.name: request for request in requests}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -339,6 +340,15 @@ async def test_file_source_copies_and_verifies(tmp_path: Path) -> None:
         assert result == TransferResult(request.destination, len(DATA), sha256(DATA), 0)
         assert request.destination.read_bytes() == DATA
         assert steps[-1].bytes_done == len(DATA)
+        again = replace(request, sha256=None)
+        steps.clear()
+        before = request.destination.stat()
+        await source.fetch(again, steps.append)
+        assert not steps
+        assert request.destination.stat().st_ino == before.st_ino
+        os.utime(request.destination)  # somebody wrote to the copy
+        await source.fetch(again, steps.append)
+        assert steps
 
 
 async def test_manager_runs_a_file_source_by_itself(tmp_path: Path) -> None:

@@ -56,6 +56,7 @@ class Hub:
     no_head: bool = False
     page_size: int = 2
     outages: list[tuple[int, dict[str, str]]] = field(default_factory=list)
+    silent: bool = False  # hangs up on everybody
     corrupt: set[str] = field(default_factory=set)  # hashes whose bytes arrive damaged
     expired: set[str] = field(default_factory=set)  # signatures that are no longer valid
     # hash → bytes after which the storage hangs up and its address is no longer valid
@@ -114,6 +115,8 @@ class Hub:
                 request.headers.get("Range"),
             )
         )
+        if self.silent and request.transport is not None:
+            request.transport.close()
         if self.outages:
             status, headers = self.outages.pop(0)
             return web.Response(status=status, headers=headers)

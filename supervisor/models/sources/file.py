@@ -69,14 +69,18 @@ class FileSource:
     async def fetch(self, request: DownloadRequest, progress: ProgressCallback) -> TransferResult:
         """Copy in a thread; published by rename once complete and verified.
 
+        A copy has its source's time: what was not touched since is not copied again.
         Cancellation removes the partial copy.
 
         Raises:
             TransferError: see ``Downloader.fetch``.
         """
         resolved = await self.resolve(request)
+        source = _path(request)
+        if request.sha256 is None and await anyio.to_thread.run_sync(_is_copy, source, request):
+            return TransferResult(request.destination, resolved.size_bytes or 0, None, 0)
         return await anyio.to_thread.run_sync(
-            partial(_copy, _path(request), request, resolved.size_bytes or 0, progress),
+            partial(_copy, source, request, resolved.size_bytes or 0, progress),
         )
 
 
@@ -90,6 +94,14 @@ def _path(request: DownloadRequest) -> Path:
     return path
 
 
+def _is_copy(source: Path, request: DownloadRequest) -> bool:
+    try:
+        ours, copy = source.stat(), request.destination.stat()
+    except OSError:
+        return False
+    return (ours.st_size, ours.st_mtime_ns) == (copy.st_size, copy.st_mtime_ns)
+
+
 def _copy(
     source: Path, request: DownloadRequest, total: int, progress: ProgressCallback
 ) -> TransferResult:
@@ -100,8 +112,10 @@ def _copy(
         # ComfyUI may own this folder: what lies there is removed and never written through.
         partial_path.unlink(missing_ok=True)
         with source.open("rb") as reader, partial_path.open("xb") as writer:
+            info = os.fstat(reader.fileno())
             digest = _pump(reader.read, writer.write, total, progress)
             writer.flush()
+            os.utime(writer.fileno(), ns=(info.st_atime_ns, info.st_mtime_ns))
             os.fsync(writer.fileno())
         if request.sha256 and digest != request.sha256:
             raise ChecksumMismatchError(
