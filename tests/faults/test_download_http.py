@@ -158,6 +158,7 @@ async def test_a_wrong_hash_is_tried_twice_and_shows_both(tmp_path: Path, engine
             await pull(engine, wanted(tmp_path, origin.url, sha256="0" * 64))
         assert origin.sha256 in caught.value.message
         assert "0" * 64 in caught.value.message
+        assert [ask.start for ask in origin.asks].count(0) == 2
         only(tmp_path)
 
 

@@ -235,13 +235,17 @@ def test_the_simulation_finds_a_mark_before_the_flush(
         claims_after_power_cuts(recorder.ops, tmp_path, times=1)
 
 
+def _write_blocks(part: PartFile, count: int) -> None:
+    for offset in range(0, count * BLOCK, BLOCK):
+        part.write(offset, CONTENT[offset : offset + BLOCK])
+
+
 def test_a_block_that_the_disk_changed_is_found_and_only_that_is_given_up(
     tmp_path: Path,
 ) -> None:
     part = PartFile.open(tmp_path / "m.safetensors")
     part.restart(FILE)
-    for offset in range(0, SIZE, BLOCK):
-        part.write(offset, CONTENT[offset : offset + BLOCK])
+    _write_blocks(part, SIZE // BLOCK)
     os.pwrite(part.fd, b"\0" * 10, 5 * BLOCK + 77)
 
     damaged = part.damaged()
@@ -249,6 +253,44 @@ def test_a_block_that_the_disk_changed_is_found_and_only_that_is_given_up(
 
     assert [block.offset for block in damaged] == [5 * BLOCK]
     assert list(part.written.gaps(SIZE)) == [(5 * BLOCK, 6 * BLOCK)]
+    part.close()
+
+
+def test_what_somebody_cut_off_is_not_claimed(tmp_path: Path) -> None:
+    part = PartFile.open(tmp_path / "m.safetensors", boot="same")
+    part.restart(FILE)
+    _write_blocks(part, 4)
+    part.close()
+    os.truncate(part_path(tmp_path / "m.safetensors"), 3 * BLOCK - 1)
+
+    part = PartFile.open(tmp_path / "m.safetensors", boot="same")
+
+    assert part.written.prefix_end == 2 * BLOCK
+    assert_honest(part)
+    part.close()
+
+
+def test_a_flush_that_a_restart_overtakes_covers_nothing(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    part = PartFile.open(tmp_path / "m.safetensors", boot="before")
+    part.restart(FILE)
+    _write_blocks(part, 2)
+    flush = os.fdatasync
+
+    def restart_meanwhile(fd: int) -> None:
+        monkeypatch.setattr(os, "fdatasync", flush)
+        part.restart(FILE)
+        flush(fd)
+
+    monkeypatch.setattr(os, "fdatasync", restart_meanwhile)
+    part.checkpoint()
+    _write_blocks(part, 2)
+    part.checkpoint()  # the one of the blocks that are there, not taken for done already
+    part.close()
+
+    part = PartFile.open(tmp_path / "m.safetensors", boot="after")
+    assert part.written.total == 2 * BLOCK
     part.close()
 
 
