@@ -8,6 +8,7 @@ Only bodies of a known length, neither chunked nor encoded, can be received this
 from __future__ import annotations
 
 import asyncio
+from contextvars import copy_context
 
 import aiohttp
 
@@ -31,6 +32,8 @@ class Reception:
         self._receivers: set[Receiver] = set()
         self._buffered = 0
         self._loop = asyncio.get_running_loop()
+        # What a thread calls would run without it, and so would all that is read from then on.
+        self._context = copy_context()
         intake.ledger.on_room = self._call_unhold
 
     def join(self, receiver: Receiver) -> None:
@@ -73,7 +76,7 @@ class Reception:
 
     def _call_unhold(self) -> None:
         if self._receivers:
-            self._loop.call_soon_threadsafe(self._unhold)
+            self._loop.call_soon_threadsafe(self._unhold, context=self._context)
 
     def _unhold(self) -> None:
         if self.intake.ledger.left() > 0:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 from contextlib import AsyncExitStack
+from contextvars import copy_context
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -88,10 +89,10 @@ async def first_trip(
     if not lanes.usable(link):
         return None
     seen = _Seen(meter)
-    loop = asyncio.get_running_loop()
+    loop, context = asyncio.get_running_loop(), copy_context()
 
-    def tell() -> None:
-        loop.call_soon_threadsafe(seen.look)
+    def tell() -> None:  # by a thread, which has another context
+        loop.call_soon_threadsafe(seen.look, context=context)
 
     trip = Trip(destination, resolved, fsync=resources.fsync, limiter=resources.limiter, tell=tell)
     seen.trip = trip

@@ -209,6 +209,7 @@ async def test_the_rate_limit_and_progress_hold_for_small_files(tmp_path: Path) 
         log, began_s = Log(), anyio.current_time()
         await engine.fetch(wanted(tmp_path, origin.url), Direct(), log)
         assert anyio.current_time() - began_s > 0.5
+    assert log.called == len(log.steps)
     counts = [step.bytes_done for step in log.steps]
     assert counts == sorted(counts)
     assert any(0 < count < len(data) for count in counts)
