@@ -6,6 +6,7 @@ another host, and because a signed address is worth keeping for the next range.
 
 from __future__ import annotations
 
+import math
 import re
 import ssl
 from base64 import b64encode
@@ -339,11 +340,11 @@ def retry_after_s(value: str | None) -> float | None:
     except ValueError:
         try:
             at = parsedate_to_datetime(value)
-        except ValueError:
+        except (ValueError, TypeError, OverflowError):
             return None
         at = at if at.tzinfo else at.replace(tzinfo=UTC)
         delay_s = (at - datetime.fromtimestamp(wall_time_s(), tz=UTC)).total_seconds()
-    return min(max(delay_s, 0.0), MAX_RETRY_AFTER_S)
+    return None if math.isnan(delay_s) else min(max(delay_s, 0.0), MAX_RETRY_AFTER_S)
 
 
 def validator(etag: str | None, modified: str | None) -> str | None:

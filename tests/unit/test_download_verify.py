@@ -92,7 +92,16 @@ def test_addresses_are_shown_without_secrets() -> None:
 
 @pytest.mark.parametrize(
     ("value", "expected"),
-    [(None, None), ("5", 5.0), ("-3", 0.0), ("nonsense", None), ("999999", 3600.0)],
+    [
+        (None, None),
+        ("5", 5.0),
+        ("-3", 0.0),
+        ("nonsense", None),
+        ("999999", 3600.0),
+        ("inf", 3600.0),
+        ("nan", None),
+        ("Wed, 21 Oct 9999999999 07:28:00 GMT", None),
+    ],
 )
 def test_retry_after(value: str | None, expected: float | None) -> None:
     assert retry_after_s(value) == expected
