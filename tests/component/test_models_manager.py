@@ -174,7 +174,17 @@ async def test_sizes_are_asked_for_before_the_order_is_made(tmp_path: Path) -> N
 
 async def test_concurrency_is_bounded(tmp_path: Path) -> None:
     rig = make(tmp_path, concurrent=3)
-    assert await rig.manager.run_until_done([rig.request(f"f{i}", 10) for i in range(12)])
+    requests = [rig.request(f"f{n}", 10) for n in range(12)]
+    rig.engine.held = {request.name for request in requests}
+    async with rig.running(*requests):
+        with anyio.fail_after(20):
+            while len(rig.engine.release) < 3:
+                await anyio.sleep(0.005)
+        rig.engine.held.clear()
+        for event in rig.engine.release.values():
+            event.set()
+        with anyio.fail_after(20):
+            await rig.manager.wait_until_idle()
     assert rig.engine.most_active == 3
 
 
