@@ -22,6 +22,7 @@ class PathKey(NamedTuple):
 # Such files are read once, held in memory while they are sent, and go side by side.
 SMALL_BYTES = 256 * 1024
 SMALL_LANES = 8  # times [sync] concurrency
+_STALE = 64  # entries of a heap that may be of no use any more
 _HURRY_S = 0.5  # between two tries of a file while time runs out
 
 
@@ -104,6 +105,10 @@ class Backlog:
         """Return what waits or is under way."""
         return [*self._works.values()]
 
+    def keys(self) -> set[PathKey]:
+        """Name what waits or is under way."""
+        return set(self._works)
+
     def add(self, work: Work) -> None:
         """Queue a file; one that is queued already is brought up to date."""
         known = self._works.get(work.key)
@@ -116,9 +121,17 @@ class Backlog:
         self._push(work)
 
     def _push(self, work: Work) -> None:
+        heap = self._heaps[work.small]
+        if len(heap) > 2 * len(self._works) + _STALE:  # a file that is rewritten all the time
+            heap[:] = [entry for entry in heap if self._waits(entry[3])]
+            heapq.heapify(heap)
         size = work.identity.size_bytes if self._hurried else 0
-        heapq.heappush(self._heaps[work.small], (work.due_at, size, next(self._order), work))
+        heapq.heappush(heap, (work.due_at, size, next(self._order), work))
         self._changed.set()
+
+    def _waits(self, work: Work) -> bool:
+        """Whether an entry of the heap still counts: it may be replaced or dropped since."""
+        return self._works.get(work.key) is work and not work.taken
 
     async def take(self) -> Work:
         """Wait for a file that is due; give it back with ``finish`` or ``defer``."""
@@ -140,8 +153,8 @@ class Backlog:
         """Return the first of the files whose lane is free."""
         heads = []
         for small, heap in self._heaps.items():
-            while heap and (self._works.get(heap[0][3].key) is not heap[0][3] or heap[0][3].taken):
-                heapq.heappop(heap)  # replaced or dropped meanwhile
+            while heap and not self._waits(heap[0][3]):
+                heapq.heappop(heap)
             if heap and self.lanes.free(small=small):
                 heads.append(heap[0])
         return min(heads)[3] if heads else None

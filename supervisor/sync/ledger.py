@@ -224,9 +224,19 @@ class Ledger:
             row = connection.execute("SELECT sha256 FROM objects WHERE key = ?", (key,)).fetchone()
         return None if row is None else str(row[0])
 
-    def unfinished(self) -> list[Row]:
-        """Return the files of dead runs that were on their way."""
-        return list(self._rows("WHERE state IN (?, ?)", FileState.PENDING, FileState.UPLOADING))
+    def unfinished(self, *, after: tuple[str, str] = ("", ""), limit: int = 500) -> list[Row]:
+        """Return files that were on their way: the first ones behind a tree's name and a path."""
+        tree, path = after
+        return list(
+            self._rows(
+                "WHERE state IN (?, ?) AND (tree, path) > (?, ?) ORDER BY tree, path LIMIT ?",
+                FileState.PENDING,
+                FileState.UPLOADING,
+                tree,
+                os.fsencode(path),
+                limit,
+            )
+        )
 
     def deletable(
         self, tree: str, *, before_s: float, after: str = "", limit: int = 500

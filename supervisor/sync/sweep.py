@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from itertools import islice
 
 import anyio
@@ -11,6 +11,7 @@ from anyio import to_thread
 
 from supervisor.errors import JournalError
 from supervisor.sync.examine import Examiner
+from supervisor.sync.overflow import Overflow
 from supervisor.sync.scan import Found
 from supervisor.sync.watcher import Watcher
 
@@ -27,17 +28,24 @@ _BLIND_SHARE = 1 / 20
 _SETTLE_S = 2.0
 
 # Takes new paths relative to the root, and whether they were there when this run began.
-News = Callable[[list[str], bool], None]
+News = Callable[[list[str], bool], Awaitable[None]]
 
 
 class Sweep:
     """Sweeps one tree at the pace that its size and its hints ask for."""
 
     def __init__(
-        self, examiner: Examiner, watcher: Watcher, *, interval_s: float, news: News
+        self,
+        examiner: Examiner,
+        watcher: Watcher,
+        overflow: Overflow,
+        *,
+        interval_s: float,
+        news: News,
     ) -> None:
         self._examiner = examiner
         self._watcher = watcher
+        self._overflow = overflow
         self._interval_s = interval_s
         self._news = news
         self._asked = anyio.Event()
@@ -65,16 +73,18 @@ class Sweep:
         self._touched.set()
 
     async def sweep(self) -> None:
-        """Look at everything; returns when every new path was told.
+        """Look at everything; returns when every new path is queued.
 
         Raises:
             JournalError: the journal cannot be asked what is new.
         """
+        self._overflow.sweeping(self._examiner.tree.name)
         await to_thread.run_sync(self._examiner.probe)
         found = self._examiner.scanner.walk("", self._watcher.cover)
         while (news := await to_thread.run_sync(self._step, found)) is not None:
             if news:
-                self._news(news, self._first)
+                await self._news(news, self._first)
+        await to_thread.run_sync(self._overflow.swept, self._examiner.tree.name)
         self._watcher.covered()
         self._first = False
 

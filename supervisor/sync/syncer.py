@@ -46,6 +46,7 @@ _log = logging.getLogger("supervisor.sync")
 
 _GATE_BACKOFF = Backoff(0.5, 60.0)
 _JOURNAL_BACKOFF = Backoff(1.0, 60.0)
+_FLUSH_STEP_S = 0.02  # thousands of files are not counted anew for each of them
 _PREPARE_AFTER_S = 2.0  # others have work to do at the moment the pod becomes ready
 Kind = Literal["workflows", "input", "settings"]
 
@@ -243,8 +244,10 @@ class Syncer:
                 await self._flush(self._running.tracker, final=final)
         self._refresh()
         pending = self._state.snapshot.sync.pending
-        unflushed = self._unflushed.union(self._outcomes.failed)
-        self._outcomes.update(retained=pending, unflushed=len(unflushed))
+        unflushed = len(self._unflushed.union(self._outcomes.failed))
+        if self._running is not None:
+            unflushed += self._running.tracker.spilled
+        self._outcomes.update(retained=pending, unflushed=unflushed)
         status = self._state.snapshot.sync
         self._bus.publish(
             "sync.flushed",
@@ -265,16 +268,20 @@ class Syncer:
             self._outcomes.update(last_error=exc.message, hint=exc.hint)
         asked = self._unflushed = self._open(tracker)
         tracker.hurry()
-        while self._unflushed:
+        while self._unflushed or tracker.spilled:
             refusal = self._outcomes.refusal
             if refusal is not None and refusal.act and refusal is not before:
                 return  # it was asked once more: only a person can help now
+            spilled = tracker.spilled
             await self._progress.wait()
+            await anyio.sleep(_FLUSH_STEP_S)
             left = self._open(tracker)
+            if spilled:  # what has come back from the disk was asked for, too
+                asked = left
             self._unflushed = left if final else left & asked
 
     def _open(self, tracker: Tracker) -> set[PathKey]:
-        return {work.key for work in self._backlog.works()} | tracker.undecided
+        return self._backlog.keys() | tracker.undecided
 
     def waiting(self) -> list[str]:
         """Say what waits and why."""
@@ -282,7 +289,10 @@ class Syncer:
             return []
         watched, queued = self._running.tracker.watched, self._backlog.works()
         refused = self._outcomes.refusal is not None
-        return [*why(watched, queued, self._outcomes.failed, refused=refused)]
+        told = [*why(watched, queued, self._outcomes.failed, refused=refused)]
+        if more := self._running.tracker.spilled:
+            told.append(f"{more} more files wait for their turn")
+        return told
 
     def _hurry(self, *, stay: bool = False) -> None:
         self._backlog.hurry(stay=stay)
@@ -322,7 +332,10 @@ class Syncer:
         return restored
 
     def _refresh(self) -> None:
-        unfinished = self._running.tracker.unfinished if self._running is not None else 0
+        unfinished = 0
+        if self._running is not None:
+            unfinished = self._running.tracker.unfinished
+            self._running.tracker.refill()
         self._outcomes.update(
             pending=len(self._backlog) + unfinished + len(self._outcomes.failed),
             failed=len(self._outcomes.failed),

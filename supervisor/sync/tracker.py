@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import closing
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -14,6 +15,7 @@ from supervisor.errors import JournalError
 from supervisor.sync.backlog import Backlog, PathKey, Work
 from supervisor.sync.examine import Examiner, Facts, Verdict, Watched, judge
 from supervisor.sync.model import Identity, Tree
+from supervisor.sync.overflow import Overflow
 from supervisor.sync.sweep import Sweep
 from supervisor.sync.watcher import Tell, Watcher
 
@@ -21,6 +23,8 @@ _log = logging.getLogger("supervisor.sync")
 
 _BATCH = 500
 _JOURNAL_RETRY_S = 5.0
+# So many files are in memory at once, 3 MiB; the paths of the others wait on the disk.
+_MOST = 4000
 
 
 @dataclass(slots=True)
@@ -59,6 +63,8 @@ class Tracker:
         self._closed_at: dict[PathKey, float] = {}
         self._old: set[PathKey] = set()  # there before this run began
         self._looking: set[PathKey] = set()
+        self._overflow = Overflow()
+        self._roomy = anyio.Event()
         self.final = False  # nobody writes any more: quiet periods and graces are over
         self._watchers: list[Watcher] = []
         self._sweeps: dict[str, Sweep] = {}
@@ -71,22 +77,36 @@ class Tracker:
             )
             self._watchers.append(watcher)
             self._sweeps[name] = Sweep(
-                examiner, watcher, interval_s=rescan_interval_s, news=partial(self._found, name)
+                examiner,
+                watcher,
+                self._overflow,
+                interval_s=rescan_interval_s,
+                news=partial(self._found, name),
             )
 
     async def run(self) -> None:
         """Watch, look and scan until cancelled."""
-        async with anyio.create_task_group() as tasks:
-            for watcher in self._watchers:
-                await tasks.start(watcher.run)
-            for sweep in self._sweeps.values():
-                tasks.start_soon(sweep.run)
-            tasks.start_soon(self._look_forever)
+        with closing(self._overflow):
+            async with anyio.create_task_group() as tasks:
+                for watcher in self._watchers:
+                    await tasks.start(watcher.run)
+                for sweep in self._sweeps.values():
+                    tasks.start_soon(sweep.run)
+                tasks.start_soon(self._look_forever)
+                tasks.start_soon(self._refill_forever)
 
     @property
     def unfinished(self) -> int:
-        """Files that are known to be new but not finished."""
-        return len(self._inbox.paths) + len(self._looking) + len(self._watched)
+        """Files that are known to be new but not finished, and not in the backlog."""
+        unseen = self._inbox.paths.keys() | self._looking if self._inbox.paths else self._looking
+        known = self._watched.keys()
+        news = sum(k not in known and self._backlog.get(k) is None for k in unseen)
+        return news + len(known) + len(self._overflow)
+
+    @property
+    def spilled(self) -> int:
+        """How many of them wait on the disk, as memory holds enough."""
+        return len(self._overflow)
 
     @property
     def undecided(self) -> set[PathKey]:
@@ -125,18 +145,76 @@ class Tracker:
     def _sweep_again(self, tree: str) -> None:
         self._sweeps[tree].again()
 
-    def _hint(self, tree: str, paths: Iterable[str], closed: bool) -> None:
-        now = anyio.current_time() if closed else None
-        for path in paths:
-            self._inbox.put(PathKey(tree, path), now)
-            self._sweeps[tree].touched()
+    async def _hint(self, tree: str, paths: Iterable[str], closed: bool) -> None:
+        if not (paths := [*paths]):
+            return
+        self._sweeps[tree].touched()
+        try:
+            await self._admit(tree, paths, anyio.current_time() if closed else None)
+        except JournalError as exc:
+            _log.warning("%s", exc)  # the sweep finds them
 
-    def _found(self, tree: str, paths: list[str], old: bool) -> None:
-        for key in (PathKey(tree, path) for path in paths):
-            if self._backlog.get(key) is None:
+    async def _found(self, tree: str, paths: list[str], old: bool) -> None:
+        fresh = [path for path in paths if self._backlog.get(PathKey(tree, path)) is None]
+        await self._admit(tree, fresh, old=old)
+
+    async def _admit(
+        self,
+        tree: str,
+        paths: Iterable[str],
+        closed_at: float | None = None,
+        *,
+        old: bool = False,
+    ) -> None:
+        """Queue paths as far as there is room; the others wait on the disk.
+
+        Raises:
+            JournalError: they cannot.
+        """
+        room = 0 if self._overflow else self._room()
+        late: list[str] = []
+        for path in paths:
+            key = PathKey(tree, path)
+            if not self._knows(key):
+                if room <= 0:
+                    late.append(path)
+                    continue
+                room -= 1
+                if old:
+                    self._old.add(key)
+            self._inbox.put(key, closed_at)
+        if late:
+            await to_thread.run_sync(partial(self._overflow.add, tree, late, old=old))
+
+    def _knows(self, key: PathKey) -> bool:
+        queues = (self._inbox.paths, self._looking, self._watched)
+        return any(key in queue for queue in queues) or self._backlog.get(key) is not None
+
+    def _room(self) -> int:
+        """How many more files may be in memory; those that others hold open do not count."""
+        timed = sum(not watched.writers for watched in self._watched.values())
+        return _MOST - len(self._inbox.paths) - len(self._looking) - len(self._backlog) - timed
+
+    def refill(self) -> None:
+        """Bring back what waits on the disk, if there is room for it."""
+        if self._overflow and self._room() >= _BATCH:
+            self._roomy.set()
+
+    async def _refill_forever(self) -> None:
+        while True:
+            await self._roomy.wait()
+            self._roomy = anyio.Event()
+            try:
+                back = await to_thread.run_sync(self._overflow.take, _BATCH)
+            except JournalError as exc:
+                _log.warning("%s", exc)  # the sweep finds them again
+                continue
+            for key, old in back:
                 self._inbox.put(key, None)
                 if old:
                     self._old.add(key)
+            self._overflow.settled(len(back))
+            self._changed()
 
     async def _look_forever(self) -> None:
         while True:

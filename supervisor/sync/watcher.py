@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import logging
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Awaitable, Callable, Iterable, Iterator
 from contextlib import closing
 from functools import partial
 from itertools import islice
@@ -28,7 +28,7 @@ _LIMITS = {
 }
 
 # Takes paths relative to the root, and whether their writer was seen closing them.
-Hint = Callable[[Iterable[str], bool], None]
+Hint = Callable[[Iterable[str], bool], Awaitable[None]]
 # Takes what is wrong and what to do about it.
 Tell = Callable[[str, str | None], None]
 
@@ -128,18 +128,18 @@ class Watcher:
             changes = inotify.read()
             for folder in {c.path for c in changes if c.folder and c.path}:
                 await self._enter(folder)
-            self._report(changes)
+            await self._report(changes)
             if any(change.overflow for change in changes):
                 _log.info("Too much happened at once in %s", self._scanner.tree.root)
                 self._rescan()
             if any(change.lost and not change.path for change in changes):
                 self._root_lost.set()
 
-    def _report(self, changes: list[Change]) -> None:
+    async def _report(self, changes: list[Change]) -> None:
         files = [c for c in changes if not (c.folder or c.overflow or c.lost)]
         for closed in (False, True):
             paths = {c.path for c in files if c.closed is closed}
-            self._hint(self._scanner.files(paths), closed)
+            await self._hint(self._scanner.files(paths), closed)
 
     async def _enter(self, folder: str) -> None:
         """Watch a new folder first and then list it, so that no file falls in between."""
@@ -147,7 +147,7 @@ class Watcher:
             return
         found = self._scanner.walk(folder, self.cover)
         while batch := await to_thread.run_sync(partial(_take, found)):
-            self._hint(batch, False)
+            await self._hint(batch, False)
         self.covered()
 
 

@@ -159,7 +159,7 @@ async def test_on_a_network_volume_local_writers_are_heard_and_others_are_waited
     elsewhere = tmp_path / "elsewhere.png"
     elsewhere.write_bytes(png("elsewhere"))
     async with pod.running():
-        await _until(lambda: bool(watched))
+        await _until(lambda: bool(watched and watched[0]._folders))  # the root is watched
         (pod.source / "here.png").write_bytes(png("here"))
         await pod.uploaded(1)
         # Another machine's file: it is there, and no event tells of a close.
@@ -238,7 +238,7 @@ async def test_a_folder_that_becomes_a_link_leads_nowhere(tmp_path: Path) -> Non
         (pod.source / "in").symlink_to(secret)
         running = pod.syncer._running
         assert running is not None
-        running.tracker._hint("outputs", ["in/a.png", "out/a.png", "loop/in/a.png"], True)
+        await running.tracker._hint("outputs", ["in/a.png", "out/a.png", "loop/in/a.png"], True)
         (pod.source / "b.png").write_bytes(png("b"))
         await pod.uploaded(2)
         await pod.syncer.flush(DEADLINE_S)
