@@ -255,7 +255,7 @@ async def test_a_bug_in_the_engine_fails_one_file(tmp_path: Path) -> None:
 
 
 async def test_no_room_is_said_before_the_first_byte(tmp_path: Path) -> None:
-    rig = make(tmp_path, free=lambda _: 12 * GB)
+    rig = make(tmp_path, concurrent=1, free=lambda _: 12 * GB)
     requests = [rig.request("huge", 60 * GB), rig.request("one", 2 * GB), rig.request("two", GB)]
     assert not await rig.manager.run_until_done(requests)
     assert rig.engine.started == ["two", "one"]
