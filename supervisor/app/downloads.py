@@ -106,6 +106,12 @@ class Downloads:
         shown = self._base.state.snapshot.notes
         kept = tuple(note for note in shown if note not in self._complaints)
         self._complaints = ()
+        for note in plan.notes:
+            if note not in boot.plan.notes:
+                log.info("%s", note)
+        for item in plan.skipped:
+            if item not in boot.plan.skipped:
+                log.warning("%s is not fetched: %s", item.name, item.reason)
         require = boot.settings.models.require
         # What is required and cannot be had waits for a person, too.
         broken = {item.name for item in plan.skipped if item.required and require != "none"}

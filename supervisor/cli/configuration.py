@@ -22,3 +22,15 @@ def load_for(args: Namespace, environ: Mapping[str, str]) -> LoadedSettings:
     for warning in loaded.warnings:
         print(f"supervisor: warning: {warning}", file=sys.stderr)
     return loaded
+
+
+def refuse_misspellings(loaded: LoadedSettings) -> None:
+    """End with an error when ``[models]`` names bundles or choices that do not exist.
+
+    Raises:
+        ConfigError: with every such name, or because a catalog file is unusable.
+    """
+    from supervisor.models.planning import misspellings  # noqa: PLC0415 - most commands do not
+
+    if wrong := misspellings(loaded.settings.models):
+        raise loaded.error(wrong)

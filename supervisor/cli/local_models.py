@@ -8,6 +8,7 @@ from pathlib import Path
 
 import anyio
 
+from supervisor.cli.configuration import refuse_misspellings
 from supervisor.cli.planning import make_plan, read_facts
 from supervisor.cli.render import clean
 from supervisor.config.load import LoadedSettings
@@ -33,8 +34,10 @@ def wanted_requests(
 
     Raises:
         ControlError: no file or bundle of that name is configured, or it is left out.
-        ConfigError: the configuration makes no sense.
+        ConfigError: the configuration makes no sense, or names what the catalog lacks.
     """
+    if not names:
+        refuse_misspellings(loaded)
     facts = read_facts(loaded, environ)
     plan = make_plan(loaded, facts, environ)
     bare = make_plan(loaded, facts, environ, models=False)

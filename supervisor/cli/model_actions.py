@@ -12,7 +12,7 @@ from pathlib import Path
 
 import anyio
 
-from supervisor.cli.configuration import load_for
+from supervisor.cli.configuration import load_for, refuse_misspellings
 from supervisor.cli.environment import color_allowed
 from supervisor.cli.local_models import wanted_requests
 from supervisor.cli.model_lines import download_lines
@@ -203,6 +203,7 @@ def _organize(args: Namespace, loaded: LoadedSettings, environ: Mapping[str, str
 
 
 def _evict(args: Namespace, loaded: LoadedSettings, environ: Mapping[str, str]) -> int:
+    refuse_misspellings(loaded)  # what a bundle requires has to stay
     requests = make_plan(loaded, read_facts(loaded, environ), environ).downloads
     done = evict(loaded.settings.models, budget=args.budget, wanted=requests, dry_run=args.dry_run)
     if args.json:

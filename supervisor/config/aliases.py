@@ -76,7 +76,7 @@ def _toggle(variable: str) -> Callable[[Layers, str, str], None]:
         if present is None or (bundle in present) == wanted:
             return
         changed = [*present, bundle] if wanted else [b for b in present if b != bundle]
-        layers.put(("models", "bundles"), changed, origin)
+        _put_list(layers, "bundles", changed, origin)
 
     return apply
 
@@ -92,6 +92,13 @@ def _listed(layers: Layers, name: str) -> list[Any] | None:
     return list(value) if isinstance(value, list | tuple) else None
 
 
+def _put_list(layers: Layers, name: str, value: list[Any], origin: str) -> None:
+    """Lay a changed list of ``[models]``; what is wrong in it may be from below."""
+    path = ("models", name)
+    below = layers.set_at(path)
+    layers.put(path, value, f"{below}, {origin}" if below else origin)
+
+
 def _civitai_switch(layers: Layers, text: str, origin: str) -> None:
     if not bool_from_text(text):
         layers.put(("models", "civitai_loras"), [], origin)
@@ -101,7 +108,7 @@ def _civitai_ids(layers: Layers, text: str, origin: str) -> None:
     present = _listed(layers, "civitai_loras")
     ids = [part.strip() for part in text.split(",") if part.strip()]
     if present is not None:
-        layers.put(("models", "civitai_loras"), [*present, *ids], origin)
+        _put_list(layers, "civitai_loras", [*present, *ids], origin)
 
 
 def _illustrious_ids(layers: Layers, text: str, origin: str) -> None:

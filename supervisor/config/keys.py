@@ -112,6 +112,12 @@ def dotted(path: Sequence[str | int]) -> str:
     return text
 
 
+def undotted(text: str) -> KeyPath:
+    """Read what ``dotted`` wrote (but for names that hold a dot themselves)."""
+    parts = text.replace("[", ".[").split(".")
+    return tuple(int(p[1:-1]) if p.startswith("[") and p.endswith("]") else p for p in parts)
+
+
 def _kind(annotation: Any, name: str) -> Kind:
     plain = _plain(annotation)
     if _section(annotation) is not None:

@@ -18,7 +18,7 @@ from pydantic import BaseModel, SecretStr, ValidationError
 
 from supervisor.config.checks import cross_problems, cross_warnings
 from supervisor.config.environment import EnvironmentReader
-from supervisor.config.keys import KeyPath, dotted, resolve
+from supervisor.config.keys import KeyPath, dotted, resolve, undotted
 from supervisor.config.layers import Layers, Origin, value_from_text
 from supervisor.config.problems import nearest, problems_of, shown
 from supervisor.config.secrets import (
@@ -50,6 +50,12 @@ class LoadedSettings:
     def origin(self, path: KeyPath) -> str | None:
         """Say where a value was set; None for a default."""
         return self.layers.origin(path)
+
+    def error(self, problems: Sequence[ConfigProblem]) -> ConfigError:
+        """Make the error of what was found later; each problem gets the place of its value."""
+        for problem in problems:
+            problem.source = problem.source or self.layers.set_at(undotted(problem.key))
+        return _error(self.path, problems)
 
 
 def load_settings(
@@ -93,7 +99,7 @@ def load_settings(
     )
 
 
-def _error(path: Path | None, problems: list[ConfigProblem]) -> ConfigError:
+def _error(path: Path | None, problems: Sequence[ConfigProblem]) -> ConfigError:
     count = "1 error" if len(problems) == 1 else f"{len(problems)} errors"
     where = f" {path}" if path else ""
     return ConfigError(

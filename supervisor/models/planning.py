@@ -8,12 +8,13 @@ from pathlib import Path
 
 from supervisor.config.settings import ModelsSection
 from supervisor.download.request import DownloadRequest
-from supervisor.errors import SupervisorError
+from supervisor.errors import ConfigProblem, SupervisorError
 from supervisor.models.catalog import Catalog, load_catalog
 from supervisor.models.embedded import read_workflow
 from supervisor.models.known import load_known_models
 from supervisor.models.requests import same_file, settings_requests
 from supervisor.models.selection import Group, Refused, Selection, select
+from supervisor.models.spelling import misspelled
 from supervisor.models.workflow_plan import workflow_requests
 
 
@@ -49,6 +50,15 @@ def plan_models(
     if free_bytes is not None:
         selection = selection.fit(free_bytes=free_bytes, in_place=_in_place(selection))
     return ModelPlan(selection.requests, selection.refused, selection.notes)
+
+
+def misspellings(section: ModelsSection) -> tuple[ConfigProblem, ...]:
+    """Find the bundles, selectors and choices of the settings that do not exist.
+
+    Raises:
+        ConfigError: a catalog file is unusable.
+    """
+    return tuple(misspelled(load_catalog(section.catalog), section))
 
 
 def _in_place(selection: Selection) -> dict[str, int]:

@@ -204,6 +204,9 @@ def test_names_are_files_and_bundles_and_others_are_told(bench: Bench) -> None:
     assert "did you mean mine?" in bench.told
     assert bench.run("pull", "big", expect=1) is None
     assert "24 GB of VRAM" in bench.told
+    for words in (["pull"], ["check"], ["verify"]):
+        bench.run(*words, expect=78)
+        assert "there is no such bundle\n    hint: did you mean mine?" in bench.told
+    bench.lines[1] = 'bundles = ["mine", "big"]'
     bench.run("pull")
-    assert "mien skipped: there is no such bundle; did you mean 'mine'?" in bench.told
     assert "big skipped: needs 24 GB" in bench.told

@@ -22,7 +22,7 @@ def told(status: Json) -> str:
 
 
 def test_what_cannot_be_read_is_not_ready_until_a_reload_mends_it(world: DemoWorld) -> None:
-    good = world.config.read_text()
+    good = world.config.read_text().replace("bundles = []", 'bundles = ["zimge"]')
     world.config.write_text(good + BROKEN)
     with Pod(world) as pod:
         status = pod.wait(
@@ -58,7 +58,10 @@ def test_what_cannot_be_read_is_not_ready_until_a_reload_mends_it(world: DemoWor
         status = pod.wait(
             lambda s: s["ready"] and s["downloads"]["done"] == len(MODELS), "all models are there"
         )
-        assert "skipped" not in told(status)
+        # A misspelled bundle is told, and hinders nothing.
+        assert "zimge is not fetched: there is no such bundle" in pod.text()
+        assert "did you mean 'zimage'?" in told(status)
+        assert "giant" not in told(status)
         assert pod.ping() == 200
         assert pod.stop() == 0
 

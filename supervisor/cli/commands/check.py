@@ -7,10 +7,11 @@ from argparse import ArgumentParser, Namespace
 from collections.abc import Mapping
 from pathlib import Path
 
-from supervisor.cli.configuration import load_for
+from supervisor.cli.configuration import load_for, refuse_misspellings
 from supervisor.cli.output import print_json
 from supervisor.cli.parsing import add_config, add_json
-from supervisor.errors import ConfigError, ExitCode
+from supervisor.config.load import LoadedSettings
+from supervisor.errors import ConfigError, ConfigProblem, ExitCode
 
 # Where the plan would show a generated secret; nothing of this plan is kept.
 _STAND_IN = "generated-at-boot"
@@ -48,13 +49,25 @@ def _check(args: Namespace, environ: Mapping[str, str]) -> tuple[str | None, lis
     Raises:
         ConfigError: something is wrong.
     """
-    from supervisor.hardware.facts import HardwareFacts  # noqa: PLC0415
-    from supervisor.models.planning import plan_models  # noqa: PLC0415
-    from supervisor.plan.build import GeneratedSecrets, build_plan  # noqa: PLC0415
-
     loaded = load_for(args, environ)
     # Dependencies between services and lists of models are the plan's knowledge; they do
-    # not need hardware.
+    # not need hardware. Neither hides what is wrong with the other.
+    notes, problems = [*loaded.warnings], dict[str, ConfigProblem]()
+    for part in (_services, _models, _names):
+        try:
+            notes += part(loaded, environ)
+        except ConfigError as error:
+            unnamed = ConfigProblem(key="configuration", reason=error.message, hint=error.hint)
+            problems |= {str(problem): problem for problem in error.problems or (unnamed,)}
+    if problems:
+        raise loaded.error([*problems.values()])
+    return str(loaded.path) if loaded.path else None, notes
+
+
+def _services(loaded: LoadedSettings, environ: Mapping[str, str]) -> list[str]:
+    from supervisor.hardware.facts import HardwareFacts  # noqa: PLC0415
+    from supervisor.plan.build import GeneratedSecrets, build_plan  # noqa: PLC0415
+
     build_plan(
         settings=loaded.settings,
         facts=HardwareFacts(),
@@ -62,7 +75,16 @@ def _check(args: Namespace, environ: Mapping[str, str]) -> tuple[str | None, lis
         generated=GeneratedSecrets(*3 * (_STAND_IN,)),
         secret_names=loaded.environment_secrets,
     )
+    return []
+
+
+def _models(loaded: LoadedSettings, _: Mapping[str, str]) -> list[str]:
+    from supervisor.models.planning import plan_models  # noqa: PLC0415
+
     models = plan_models(loaded.settings.models, directory=Path("models"))
-    refused = (f"{item.name} is left out: {item.reason}" for item in models.refused)
-    path = str(loaded.path) if loaded.path else None
-    return path, [*loaded.warnings, *models.notes, *refused]
+    return [*models.notes, *(f"{item.name} is left out: {item.reason}" for item in models.refused)]
+
+
+def _names(loaded: LoadedSettings, _: Mapping[str, str]) -> list[str]:
+    refuse_misspellings(loaded)
+    return []
