@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import anyio
 import pytest
@@ -18,9 +19,9 @@ from supervisor.download import engine as engine_module
 from supervisor.download import storage, transport
 from supervisor.download.engine import SegmentedDownloader
 from supervisor.download.ledger import Ledger
-from supervisor.download.limits import BufferPool
+from supervisor.download.limits import BufferPool, HostGate
 from supervisor.download.partial import PartFile
-from supervisor.download.request import Progress
+from supervisor.download.request import DownloadRequest, Progress
 from supervisor.download.wire import Wire
 from supervisor.errors import DiskFullError, TransientTransferError
 from tests.support.bad_origin import Ask, Fault, serve
@@ -150,26 +151,34 @@ async def test_an_idle_engine_holds_no_buffers(
         assert pool.held_bytes == len(block)
 
 
-async def test_who_is_waited_for_gets_the_next_connection(tmp_path: Path) -> None:
+async def test_who_is_waited_for_gets_the_next_connection(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[int] = []
     done: list[str] = []
-    async with (
-        serve(DATA, lambda _: Fault(bytes_per_s=20e6)) as origin,
-        make(per_host=1) as engine,
-        anyio.create_task_group() as group,
-    ):
 
-        async def fetch(name: str, *, urgent: bool) -> None:
-            request = wanted(tmp_path, origin.url, name=name)
-            await engine.fetch(replace(request, urgent=urgent), Direct(), Log())
-            done.append(name)
+    class Counted(HostGate):
+        async def acquire(self, host: str, priority: int) -> None:
+            asked.append(priority)
+            await super().acquire(host, priority)
 
-        group.start_soon(lambda: fetch("first", urgent=False))
-        while not origin.sent:
-            await anyio.sleep(0.01)
-        group.start_soon(lambda: fetch("second", urgent=False))
-        await anyio.wait_all_tasks_blocked()
-        group.start_soon(lambda: fetch("urgent", urgent=True))
-    assert done[0] == "urgent"
+    gate = Counted(1)
+    monkeypatch.setattr(engine_module, "HostGate", lambda _: gate)
+    async with serve(DATA) as origin, make() as engine, anyio.create_task_group() as group:
+        first = wanted(tmp_path, origin.url, name="first")
+        required = replace(wanted(tmp_path, origin.url, name="required"), required=True)
+        urgent = replace(wanted(tmp_path, origin.url, name="urgent"), urgent=True)
+
+        async def fetch(request: DownloadRequest) -> None:
+            await engine.fetch(request, Direct(), Log())
+            done.append(request.name)
+
+        async with gate.slot(urlsplit(origin.url).netloc, 0):
+            for number, request in enumerate((first, required, urgent), start=2):
+                group.start_soon(fetch, request)
+                while len(asked) < number:
+                    await anyio.sleep(0.01)
+    assert done == ["urgent", "required", "first"]
 
 
 async def test_a_long_pause_is_left_to_the_caller(tmp_path: Path) -> None:

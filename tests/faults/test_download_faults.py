@@ -17,6 +17,7 @@ import pytest
 
 from supervisor.download.engine import SegmentedDownloader
 from supervisor.download.files import journal_path, part_path
+from supervisor.download.growth import Growth
 from supervisor.download.partial import PartFile
 from supervisor.errors import PermanentTransferError, TransientTransferError
 from tests.support.bad_origin import Ask, Fault, serve
@@ -166,6 +167,30 @@ async def test_connections_stay_within_their_limits(tmp_path: Path) -> None:
         # The origin sees a closed connection a moment late; 16 would be open without a limit.
         assert 2 <= origin.most_open <= 8
         only(tmp_path, "a.bin", "b.bin")
+
+
+async def test_a_server_that_asks_for_patience_gets_half_the_connections(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shrunk: list[tuple[int, int]] = []
+    shrink = Growth.shrink
+    refusals = iter([True] * 3)
+
+    def seen(growth: Growth, now_s: float) -> None:
+        before = growth.target
+        shrink(growth, now_s)
+        shrunk.append((before, growth.target))
+
+    def behave(ask: Ask) -> Fault:
+        busy = ask.number > 0 and next(refusals, False)
+        return Fault(status=429, headers=(("Retry-After", "0"),)) if busy else Fault()
+
+    monkeypatch.setattr(Growth, "shrink", seen)
+    async with serve(DATA, behave) as origin, make() as engine:
+        await engine.fetch(wanted(tmp_path, origin.url), Direct(), Log())
+        assert (tmp_path / "model.bin").read_bytes() == DATA
+    assert shrunk
+    assert all(after == max(1, before // 2) for before, after in shrunk)
 
 
 async def test_the_bandwidth_cap_holds_for_all_files_together(tmp_path: Path) -> None:
