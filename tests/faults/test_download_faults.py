@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import random
@@ -16,7 +17,7 @@ import anyio
 import pytest
 
 from supervisor.download.engine import SegmentedDownloader
-from supervisor.download.files import journal_path, part_path
+from supervisor.download.files import is_at, journal_path, open_locked, part_path
 from supervisor.download.growth import Growth
 from supervisor.download.partial import PartFile
 from supervisor.errors import PermanentTransferError, TransientTransferError
@@ -222,6 +223,26 @@ async def test_two_on_the_same_destination_fetch_it_once(tmp_path: Path) -> None
             group.start_soon(one)
         assert sorted(fetched) == [0, len(DATA)]
         only(tmp_path, "model.bin")
+
+
+async def test_a_part_that_is_published_before_the_lock_is_held_is_not_written_to(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    part, published = tmp_path / ".model.bin.part", tmp_path / "model.bin"
+    lock = fcntl.flock
+
+    def publish_first(fd: int, how: int) -> None:
+        if not published.exists():
+            part.rename(published)
+        lock(fd, how)
+
+    monkeypatch.setattr(fcntl, "flock", publish_first)
+    fd = open_locked(part)
+    try:
+        assert is_at(fd, part)
+        assert not is_at(fd, published)
+    finally:
+        os.close(fd)
 
 
 async def test_many_small_files_over_kept_connections(tmp_path: Path) -> None:
