@@ -12,7 +12,7 @@ import anyio.to_thread
 from supervisor.config.settings import ModelsSection
 from supervisor.config.units import parse_size_bytes
 from supervisor.core.events import EventBus
-from supervisor.models.leases import process_owner
+from supervisor.models.liveness import process_owner
 from supervisor.models.manager import ModelManager
 from supervisor.models.room import human_bytes
 from supervisor.models.store import PIN_LIFETIME_S, ModelStore, StoredObject

@@ -6,6 +6,9 @@ be local or missing) holds the lock; n is its fencing number. The holder rewrite
 again and again. An observer takes over when the file did not change for a whole lease on
 the *observer's* clock, so clocks of machines are never compared. A holder that finds a
 higher generation has lost: it is cancelled, and ``Lease.check`` refuses to publish.
+
+Nobody waits a whole lease for an owner that is seen to be gone (``liveness``). Whatever is
+concluded there may only shorten the wait: the generations fence.
 """
 
 from __future__ import annotations
@@ -15,6 +18,7 @@ import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,36 +26,12 @@ import anyio
 import anyio.to_thread
 
 from supervisor.errors import TransientTransferError
+from supervisor.models.liveness import Fate, SignOfLife, judged, process_owner
 
 # Long enough for a stalled network volume and for attribute caches (NFS: up to 60 s).
 LEASE_S = 90.0
+_BEAT_S = 5.0
 _RELEASE_S = 2.0
-
-
-def process_owner() -> str:
-    """Name this process among all on all machines, and as dead once it has ended.
-
-    Boot id, PID namespace, pid and start time: field 22 of /proc/self/stat, proc(5).
-    """
-    boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
-    namespace = str(Path("/proc/self/ns/pid").readlink())
-    return f"{boot}/{namespace}/{os.getpid()}/{_start_time(os.getpid())}"
-
-
-def is_dead(owner: str) -> bool:
-    """Whether ``owner`` was a process of this PID namespace that is gone. False = unknown."""
-    parts, mine = owner.split("/"), process_owner().split("/")
-    if len(parts) != 4 or parts[:2] != mine[:2] or not parts[2].isdigit():
-        return False
-    return _start_time(int(parts[2])) != parts[3]
-
-
-def _start_time(pid: int) -> str:
-    try:
-        stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return ""
-    return stat.rpartition(")")[2].split()[19]
 
 
 @dataclass(slots=True)
@@ -61,6 +41,7 @@ class Lease:
     folder: Path
     generation: int
     owner: str
+    sign: SignOfLife
     taken_over: bool = False
     beat: int = field(default=0)
 
@@ -86,7 +67,7 @@ class Lease:
         self.beat += 1
         path = self.folder / _name(self.generation)
         temporary = path.with_suffix(".new")
-        record = {"owner": self.owner, "beat": self.beat, "state": state}
+        record = {"owner": self.owner, "beat": self.beat, "state": state, **self.sign.record}
         temporary.write_text(json.dumps(record), encoding="utf-8")
         temporary.replace(path)
 
@@ -94,12 +75,13 @@ class Lease:
 class Leases:
     """Locks below one folder."""
 
-    def __init__(
-        self, directory: Path, *, owner: str | None = None, lease_s: float = LEASE_S
-    ) -> None:
+    def __init__(self, directory: Path, *, lease_s: float = LEASE_S, pod: str = "") -> None:
+        """``pod`` is the same for every container that a pod ever runs, one after the other."""
         self._directory = directory
-        self._owner = owner or process_owner()
+        self._owner = process_owner()
         self._lease_s = lease_s
+        self._beat_s = min(_BEAT_S, lease_s / 5)
+        self._pod = pod
 
     @asynccontextmanager
     async def hold(self, key: str) -> AsyncIterator[Lease]:
@@ -128,6 +110,7 @@ class Leases:
                 # A volume that hangs must not hold up a stop: the lock expires by itself.
                 with anyio.move_on_after(_RELEASE_S, shield=True):
                     await anyio.to_thread.run_sync(_release, lease, abandon_on_cancel=True)
+            lease.sign.close()
 
     async def _acquire(self, folder: Path) -> Lease:
         seen: tuple[int, bytes] | None = None
@@ -136,23 +119,41 @@ class Leases:
             now = await anyio.to_thread.run_sync(_observe, folder)
             if now != seen:
                 seen, since_s = now, anyio.current_time()
-            free = now[0] == 0 or _state(now[1]) == "released"
-            expired = anyio.current_time() - since_s >= self._lease_s
-            dead = is_dead(_owner(now[1]))
-            if free or dead or expired:
-                taken_over = not (free or dead)
-                lease = Lease(folder, now[0] + 1, self._owner, taken_over=taken_over)
-                if await anyio.to_thread.run_sync(_create, lease):
+            silent_s = anyio.current_time() - since_s
+            record = _record(now[1])
+            free = now[0] == 0 or record.get("state") == "released"
+            judge = partial(judged, folder, record, pod=self._pod, silent_s=silent_s)
+            fate = Fate.GONE if free else await anyio.to_thread.run_sync(judge)
+            if fate is not Fate.ALIVE or silent_s >= self._lease_s:
+                taken_over = fate is not Fate.GONE
+                make = partial(self._create, folder, now[0] + 1, taken_over=taken_over)
+                # A lock that was got must reach the one who releases it.
+                with anyio.CancelScope(shield=True):
+                    lease = await anyio.to_thread.run_sync(make)
+                if lease is not None:
                     return lease
                 continue
             await anyio.sleep(min(1.0, self._lease_s / 10))
+
+    def _create(self, folder: Path, generation: int, *, taken_over: bool) -> Lease | None:
+        folder.mkdir(parents=True, exist_ok=True)
+        sign = SignOfLife.give(folder, generation, pod=self._pod, beat_s=self._beat_s)
+        lease = Lease(folder, generation, self._owner, sign, taken_over)
+        try:
+            got = _create(lease)
+        except BaseException:
+            sign.withdraw()
+            raise
+        if not got:
+            sign.withdraw()
+        return lease if got else None
 
     async def _keep(
         self, lease: Lease, lost: list[TransientTransferError], scope: anyio.CancelScope
     ) -> None:
         written_s = anyio.current_time()
         while True:
-            await anyio.sleep(self._lease_s / 5)
+            await anyio.sleep(self._beat_s)
             try:
                 await anyio.to_thread.run_sync(lease.check, abandon_on_cancel=True)
                 await anyio.to_thread.run_sync(lease.renew, abandon_on_cancel=True)
@@ -191,8 +192,6 @@ def _observe(folder: Path) -> tuple[int, bytes]:
 
 
 def _create(lease: Lease) -> bool:
-    """Create the next generation; False when somebody else was first."""
-    lease.folder.mkdir(parents=True, exist_ok=True)
     path = lease.folder / _name(lease.generation)
     try:
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
@@ -202,7 +201,8 @@ def _create(lease: Lease) -> bool:
     lease.renew()
     # Only now, with a higher one in place, are the old generations meaningless.
     for old in lease.folder.iterdir():
-        if old.name.isdigit() and int(old.name) < lease.generation:
+        number = old.name.partition(".")[0]
+        if number.isdigit() and int(number) < lease.generation:
             old.unlink(missing_ok=True)
     return _latest(lease.folder) == lease.generation
 
@@ -221,11 +221,3 @@ def _record(content: bytes) -> dict[str, Any]:
     except ValueError:
         return {}
     return record if isinstance(record, dict) else {}
-
-
-def _state(content: bytes) -> str:
-    return str(_record(content).get("state", ""))
-
-
-def _owner(content: bytes) -> str:
-    return str(_record(content).get("owner", ""))

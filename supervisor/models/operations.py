@@ -40,7 +40,7 @@ async def pull(
     state, bus = StateStore(), EventBus()
     async with (
         opened_sources(section, environ) as resolvers,
-        opened_downloader(section) as downloader,
+        opened_downloader(section, environ) as downloader,
     ):
         manager = ModelManager(
             settings=section,

@@ -45,7 +45,9 @@ async def opened_sources(
 
 
 @asynccontextmanager
-async def opened_downloader(section: ModelsSection) -> AsyncIterator[Downloader]:
+async def opened_downloader(
+    section: ModelsSection, environ: Mapping[str, str]
+) -> AsyncIterator[Downloader]:
     """Open the engine as the settings want it, around it the shared store."""
     rate = section.rate_limit
     engine = SegmentedDownloader(
@@ -58,7 +60,7 @@ async def opened_downloader(section: ModelsSection) -> AsyncIterator[Downloader]
         rate_limit_bytes_per_s=parse_rate_bytes_per_s(rate) if rate else None,
     )
     async with engine:
-        yield open_downloader(engine, section)
+        yield open_downloader(engine, section, pod=environ.get("RUNPOD_POD_ID", ""))
 
 
 async def run_models(
@@ -78,7 +80,7 @@ async def run_models(
     """
     async with (
         opened_sources(section, environ) as resolvers,
-        opened_downloader(section) as downloader,
+        opened_downloader(section, environ) as downloader,
         anyio.create_task_group() as group,
     ):
         manager = ModelManager(

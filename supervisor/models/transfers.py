@@ -47,13 +47,13 @@ _FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 _ROOM_POLL_S = 15.0
 
 
-def open_downloader(engine: Downloader, section: ModelsSection) -> Downloader:
-    """Put what the settings ask for around the engine."""
+def open_downloader(engine: Downloader, section: ModelsSection, *, pod: str = "") -> Downloader:
+    """Put what the settings ask for around the engine. ``pod``: see ``Leases``."""
     direct = DirectDownloader(engine)
     if section.store is None:
         return direct
     store = ModelStore(section.store, staging=section.store_staging)
-    return StoreDownloader(direct, store, Leases(store.locks))
+    return StoreDownloader(direct, store, Leases(store.locks, pod=pod))
 
 
 class ResolvedAhead:

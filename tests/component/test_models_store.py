@@ -23,7 +23,8 @@ from supervisor.download.request import (
     TransferResult,
 )
 from supervisor.errors import ChecksumMismatchError, TransientTransferError
-from supervisor.models.leases import Leases, is_dead, process_owner
+from supervisor.models.leases import Leases
+from supervisor.models.liveness import Fate, SignOfLife, is_dead, judged, process_owner
 from supervisor.models.objects import hash_file, open_files
 from supervisor.models.store import ModelStore
 from supervisor.models.transfers import StoreDownloader
@@ -88,6 +89,7 @@ def pod(
     lease_s: float = 30.0,
     alone: bool = False,
     step: str | None = None,
+    pod_id: str = "",
 ) -> Iterator[subprocess.Popen[str]]:
     source = root / "source"
     source.write_bytes(DATA)
@@ -105,7 +107,7 @@ def pod(
     process = subprocess.Popen(
         [*(NAMESPACES if alone else []), *command],
         cwd=ROOT,
-        env=os.environ | ({"POD_PAUSE_S": "0"} if step else {}),
+        env=os.environ | {"RUNPOD_POD_ID": pod_id} | ({"POD_PAUSE_S": "0"} if step else {}),
         stdout=subprocess.PIPE,
         text=True,
     )
@@ -262,6 +264,35 @@ def test_the_lock_of_a_dead_machine_expires(tmp_path: Path) -> None:
 
 
 @pytest.mark.needs("root", "unshare")
+def test_the_next_container_of_a_pod_does_not_wait_for_the_last_one(tmp_path: Path) -> None:
+    """Another PID namespace, as a new container has, and the same kernel and pod."""
+    with ExitStack() as stack:
+        first = stack.enter_context(pod(tmp_path, "one", alone=True, lease_s=3600, pod_id="p"))
+        assert line(first) == "started"
+        part = tmp_path / "store/incoming" / DIGEST / "1/f.part"
+        while not part.exists() or part.stat().st_size < 20_000:
+            assert first.poll() is None
+        first.kill()
+        first.wait()
+        second = stack.enter_context(pod(tmp_path, "two", alone=True, lease_s=3600, pod_id="p"))
+        assert line(second) == "started"
+        assert line(second).startswith("done")
+    assert transfers(tmp_path)[1] >= 20_000
+
+
+@pytest.mark.needs("root", "unshare")
+def test_what_lives_is_waited_for_even_under_one_pods_name(tmp_path: Path) -> None:
+    with ExitStack() as stack:
+        pods = [
+            stack.enter_context(pod(tmp_path, n, alone=True, lease_s=3600, pod_id="p"))
+            for n in ("one", "two")
+        ]
+        outputs = [p.communicate(timeout=90)[0].split() for p in pods]
+    assert sorted(o[-1] for o in outputs) == ["0", str(len(DATA))]
+    assert transfers(tmp_path) == [0]
+
+
+@pytest.mark.needs("root", "unshare")
 def test_a_paused_holder_cannot_publish(tmp_path: Path) -> None:
     """SIGSTOP stands for a frozen machine: it comes back after its lease was taken over."""
     with ExitStack() as stack:
@@ -330,6 +361,52 @@ def test_owners(tmp_path: Path) -> None:
     assert is_dead(f"{boot}/{namespace}/{pid}/{int(start) - 1}")  # the number was given again
     assert not is_dead(f"another/{namespace}/999999/1")  # nobody can tell
     assert not is_dead("")
+
+
+def elsewhere(me: str, *, boot: str | None = None) -> str:
+    """The name of a process in another PID namespace, of this kernel unless told."""
+    return f"{boot or me.split('/', maxsplit=1)[0]}/pid:[1]/7/1"
+
+
+@pytest.mark.parametrize("pod", ["p", "other", ""])
+@pytest.mark.parametrize("same_kernel", [True, False])
+@pytest.mark.parametrize("locked", ["held", "free", "no locks"])
+@pytest.mark.parametrize("silent_s", [0.0, 14.0, 15.0])
+def test_what_is_concluded_about_an_owner(
+    tmp_path: Path, pod: str, same_kernel: bool, locked: str, silent_s: float
+) -> None:
+    sign = SignOfLife.give(tmp_path, 1, pod="p", beat_s=5)
+    owner = elsewhere(process_owner(), boot=None if same_kernel else "another")
+    record = {"owner": owner, "state": "held", **sign.record}
+    if locked == "no locks":
+        record = {key: record[key] for key in ("owner", "state", "pod", "beat_s")}
+    if locked != "held":
+        sign.close()
+    found = judged(tmp_path, record, pod=pod, silent_s=silent_s)
+    sign.close()
+    silent, earlier = silent_s >= 15, pod == "p"
+    if same_kernel and locked == "free" and (earlier or silent):
+        assert found is Fate.GONE
+    elif earlier and silent:
+        assert found is Fate.SILENT
+    else:
+        assert found is Fate.ALIVE
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        {},
+        {"owner": 3, "pod": ["p"], "beat_s": "x", "alive": 5},
+        {"alive": "../../etc/passwd.alive"},
+        {"beat_s": 5},  # of an older supervisor
+    ],
+)
+def test_a_record_that_says_nothing_is_waited_for(
+    tmp_path: Path, record: dict[str, object]
+) -> None:
+    record = {"owner": elsewhere(process_owner())} | record
+    assert judged(tmp_path, record, pod="p", silent_s=80) is Fate.ALIVE
 
 
 # -- verify and evict -----------------------------------------------------------------------

@@ -47,7 +47,7 @@ async def test_a_file_behind_netrc_is_fetched(
         section = ModelsSection()
         async with (
             opened_sources(section, {"NETRC": str(netrc)}) as sources,
-            opened_downloader(section) as engine,
+            opened_downloader(section, {}) as engine,
         ):
             await engine.fetch(request, sources["http"], lambda _: None)
     assert await anyio.Path(request.destination).read_bytes() == b"data"

@@ -82,7 +82,7 @@ class Pod:
         requests = plan_models(settings, directory=self.root / "models").requests
         async with (
             opened_sources(settings, self.environ) as resolvers,
-            opened_downloader(settings) as downloader,
+            opened_downloader(settings, self.environ) as downloader,
         ):
             manager = ModelManager(
                 settings=settings,

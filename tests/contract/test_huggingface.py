@@ -125,7 +125,7 @@ async def test_a_gated_file_comes_from_an_open_copy_of_the_same_bytes(tmp_path: 
             size_bytes=len(data),
             mirrors=("https://huggingface.co/open/copy/resolve/main/f.safetensors",),
         )
-        async with opened_downloader(ModelsSection()) as downloader:
+        async with opened_downloader(ModelsSection(), {}) as downloader:
             source = open_sources(w.context)["huggingface"]
             result = await downloader.fetch(request, source, lambda _: None)
         assert result.sha256 == sha256(data)

@@ -175,7 +175,7 @@ async def test_two_pods_where_flock_does_not_work(
             "f.bin", url, tmp_path / name / "f.bin", sha256=DIGEST, reference=url
         )
 
-        async with opened_downloader(section) as engine:
+        async with opened_downloader(section, {}) as engine:
             result = await engine.fetch(request, NoResolver(), lambda _: None)
             done.append(result.bytes_fetched)
 

@@ -86,7 +86,8 @@ async def main(
     origin, size = source
     store = ModelStore(root / "store")
     engine = SlowEngine(root / "transfers", origin, float(os.environ.get("POD_PAUSE_S", "0.1")))
-    downloader = StoreDownloader(engine, store, Leases(store.locks, lease_s=lease_s))
+    leases = Leases(store.locks, lease_s=lease_s, pod=os.environ.get("RUNPOD_POD_ID", ""))
+    downloader = StoreDownloader(engine, store, leases)
     request = DownloadRequest(
         name="f.bin",
         url="https://example.com/f.bin",
