@@ -78,6 +78,7 @@ class ModelManager:
         self._wanted = Wanted()
         self._jobs: Mapping[str, Job] = self._wanted.jobs
         self._wake = anyio.Event()
+        self._touched = anyio.Event()  # a new one each time: who waits misses no change
         self._preparing = False
         self._short: dict[str, str] = {}  # group → the note that there is no room for it
         self.outcomes = Outcomes(bus)
@@ -120,7 +121,8 @@ class ModelManager:
 
     async def wait_until_idle(self) -> None:
         """Return when every file is in place, failed or skipped, and the state says so."""
-        await self._state.wait(lambda _: all(job.ended for job in self._jobs.values()))
+        while not all(job.ended for job in self._jobs.values()):
+            await self._touched.wait()
         self._reporter.publish()
 
     @property
@@ -389,4 +391,6 @@ class ModelManager:
 
     def _touch(self) -> None:
         self._wake.set()
+        self._touched.set()
+        self._touched = anyio.Event()
         self._reporter.touch()
