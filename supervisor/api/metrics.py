@@ -166,7 +166,7 @@ def render(
 def _gauge(
     name: str, text: str, samples: Mapping[tuple[str, ...], float | None], *labels: str
 ) -> Any:
-    """Build a gauge, leaving out what is not known."""
+    """Build a gauge: its name is always there, values that nobody knows are not."""
     from prometheus_client.core import GaugeMetricFamily  # noqa: PLC0415
 
     family = GaugeMetricFamily(name, text, labels=labels)
@@ -221,15 +221,17 @@ def _pod(snapshot: Snapshot) -> Iterator[Metric]:
         {(alert.name,): 1 for alert in snapshot.alerts},
         "alert",
     )
-    if snapshot.idle.enabled:
-        yield _gauge(
-            "supervisor_idle_seconds", "Seconds since the pod was last in use.",
-            {(): snapshot.idle.idle_s},
-        )  # fmt: skip
-        yield _gauge(
-            "supervisor_idle_limit_seconds", "Seconds without use after which the pod ends.",
-            {(): snapshot.idle.limit_s or 0.0},
-        )  # fmt: skip
+    idle = snapshot.idle
+    yield _gauge(
+        "supervisor_idle_seconds",
+        "Seconds since the pod was last in use.",
+        {(): idle.idle_s if idle.enabled else None},
+    )
+    yield _gauge(
+        "supervisor_idle_limit_seconds",
+        "Seconds without use after which the pod ends.",
+        {(): (idle.limit_s or 0.0) if idle.enabled else None},
+    )
 
 
 def _services(snapshot: Snapshot, recorder: Recorder) -> Iterator[Metric]:
@@ -338,8 +340,7 @@ def _host(snapshot: Snapshot) -> Iterator[Metric]:
         ("memory_used_bytes", "Memory in use by the container.", host.memory_used_bytes),
         ("memory_limit_bytes", "Memory that the container may use.", host.memory_limit_bytes),
     ):
-        if value is not None:
-            yield _gauge(f"supervisor_{name}", text, {(): value})
+        yield _gauge(f"supervisor_{name}", text, {(): value})
     yield _gauge(
         "supervisor_disk_free_bytes",
         "Free space of each mount.",

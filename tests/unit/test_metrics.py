@@ -155,6 +155,12 @@ def test_what_is_not_known_is_left_out() -> None:
         assert f"supervisor_{name}" not in found
 
 
+def test_every_name_is_there_from_the_first_scrape() -> None:
+    body, _ = render(Snapshot, Recorder())
+    described = set(re.findall(r"^# TYPE (\S+) ", body.decode(), re.MULTILINE))
+    assert described == interface_labels().keys()
+
+
 def test_labels_are_escaped() -> None:
     evil = Snapshot(host=HostStatus(disks={'/a"b\\c\nd': DiskStatus(1, 2)}))
     assert scrape(evil)['supervisor_disk_free_bytes{mount=/a"b\\c\nd}'] == 1
