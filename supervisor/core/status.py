@@ -172,6 +172,7 @@ class SyncStatus:
     last_stored: str | None = None
     retained: int = 0  # files left for the next boot, known once the flush has ended
     unflushed: int = 0  # of those that were finished when the last flush was asked for
+    blocked: bool = False  # the target takes nothing until somebody mends it: key, bucket, disk
 
 
 @dataclass(frozen=True, slots=True)

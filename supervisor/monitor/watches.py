@@ -39,6 +39,14 @@ def watches(snapshot: Snapshot, section: AlertsSection) -> Iterator[Watch]:
     for device in snapshot.gpu.devices:
         yield from _gpu(device, section)
     yield from _comfyui(snapshot, section)
+    sync = snapshot.sync
+    yield Watch(
+        Rule("sync blocked", 1.0, for_s=0.0),
+        float(sync.blocked and sync.pending > 0),
+        f"Outputs are not stored: {sync.last_error}",
+        sync.hint or "`supervisor sync status` tells what waits",
+        "error",
+    )
     changed = snapshot.nodes.torch_changes
     yield Watch(
         Rule("torch changed", 1.0, for_s=0.0),

@@ -21,6 +21,8 @@ _TIMEOUT_S = 10.0
 _TRIES = 6
 _BACKOFF = Backoff(initial_s=2.0, max_s=60.0)
 _MOST_WAITING = 100
+# An alert says the same.
+_ALERTED = frozenset({"sync.blocked"})
 
 
 class Webhook:
@@ -48,7 +50,7 @@ class Webhook:
                     if events.lagged != lagged:
                         log.warning("the webhook missed %d events", events.lagged - lagged)
                         lagged = events.lagged
-                    if event.kind.startswith("alert.") or event.severity is Severity.ERROR:
+                    if _is_for_people(event):
                         await self._post(session, self._message(event))
 
     def _message(self, event: Event) -> Mapping[str, Any]:
@@ -71,6 +73,12 @@ class Webhook:
                 log.warning("the webhook does not take messages: %s", problem)
             await anyio.sleep(_BACKOFF.delay_s(attempt))
         log.error("gave up a message to the webhook: %s", message["message"])
+
+
+def _is_for_people(event: Event) -> bool:
+    if event.kind in _ALERTED:
+        return False
+    return event.kind.startswith("alert.") or event.severity is Severity.ERROR
 
 
 async def _once(session: aiohttp.ClientSession, url: str, message: Mapping[str, Any]) -> str | None:

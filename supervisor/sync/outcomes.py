@@ -63,6 +63,7 @@ class Outcomes:
             last_stored=result.key,
             last_error=self._last_failure(),
             hint=None,
+            blocked=False,
         )
         if result.sent:
             self._metrics.stored(size_bytes=size, latency_s=latency_s)
@@ -87,7 +88,7 @@ class Outcomes:
             severity = Severity.ERROR if exc.act else Severity.WARNING
             self.report("sync.blocked", exc, severity)
         self.refusal = exc
-        self.update(last_error=exc.message, hint=exc.hint)
+        self.update(last_error=exc.message, hint=exc.hint, blocked=exc.act)
         self._backlog.defer(work, 0.0)
 
     def later(self, work: Work, exc: SupervisorError) -> None:

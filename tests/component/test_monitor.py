@@ -239,6 +239,7 @@ async def test_alerts_reach_the_webhook_in_order_and_its_address_no_log(
                     await anyio.lowlevel.checkpoint()
                 bus.publish("alert.raised", "Memory at 90%", subject="memory")
                 bus.publish("service.state", "not for people")
+                bus.publish("sync.blocked", "an alert says it", severity=Severity.ERROR)
                 bus.publish("idle.failed", "Cannot stop the pod", severity=Severity.ERROR)
                 while len(receiver.got) < 2:
                     await receiver.changed.wait()

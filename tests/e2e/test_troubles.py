@@ -64,12 +64,20 @@ def test_outputs_arrive_in_a_bucket(world: DemoWorld) -> None:
 
 def test_wrong_bucket_key(world: DemoWorld) -> None:
     to_bucket(world)
+    edit(world, "alerts", interval_s=1)
     with strict() as server:
         environment = r2(server.endpoint, server.bucket, "nobody", SECRET)
         with ready_pod(world, environment=environment) as pod:
             status = pod.wait(lambda s: s["sync"]["last_error"], "the refusal is shown")
             assert status["phase"] == "ready"
             assert status["sync"]["last_error"] in shown(pod)
+            status = pod.wait(
+                lambda s: any(a["name"] == "sync blocked" for a in s["alerts"]), "and an alert"
+            )
+            (alert,) = (a for a in status["alerts"] if a["name"] == "sync blocked")
+            assert "the key was refused" in alert["message"]
+            assert "R2_ACCESS_KEY_ID" in alert["hint"]
+            assert 'supervisor_alert_active{alert="sync blocked"} 1.0' in pod.get("/metrics")[1]
             assert SECRET not in pod.text() + shown(pod)
             assert pod.ping() == 200
             assert pod.stop() == 0

@@ -205,6 +205,7 @@ async def test_wrong_keys_hold_everything_back_until_the_file_is_rotated(tmp_pat
             status = await pod.syncer.flush(DEADLINE_S)
             assert (status.uploaded, status.retained) == (0, 8)
             assert status.hint is not None
+            assert status.blocked
             assert "secret" not in repr([e.to_json() for e in pod.bus.recent()])
             secret.write_text("key\n")
             await pod.syncer.retry()
@@ -213,6 +214,7 @@ async def test_wrong_keys_hold_everything_back_until_the_file_is_rotated(tmp_pat
         assert len(server.strict.objects) == 8
     assert pod.kinds().count("sync.blocked") == 1
     assert pod.status.last_error is None
+    assert not pod.status.blocked
 
 
 async def test_a_missing_bucket_is_one_alert(tmp_path: Path) -> None:

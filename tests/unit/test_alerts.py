@@ -10,7 +10,14 @@ import pytest
 from supervisor.config.settings import AlertsSection
 from supervisor.core.events import EventBus
 from supervisor.core.state import StateStore
-from supervisor.core.status import DiskStatus, GpuDeviceStatus, GpuStatus, HostStatus, Snapshot
+from supervisor.core.status import (
+    DiskStatus,
+    GpuDeviceStatus,
+    GpuStatus,
+    HostStatus,
+    Snapshot,
+    SyncStatus,
+)
 from supervisor.monitor.alerts import Alerts
 
 GIB = 1024**3
@@ -122,6 +129,21 @@ def test_a_disk_that_does_not_answer_is_told_and_keeps_its_other_alerts() -> Non
     assert (silent.severity, "does not answer" in silent.message) == ("error", True)
     pod.host()
     assert pod.live() == []
+
+
+def test_a_target_that_refuses_everything_is_one_alert_until_it_takes_files_again() -> None:
+    pod = Pod()
+    wrong = SyncStatus(True, pending=3, last_error="Cannot upload: the key was refused")
+    pod.state.update(sync=wrong)
+    assert pod.live() == [], "files that wait for their next try need nobody"
+    pod.state.update(sync=replace(wrong, blocked=True, hint="check R2_ACCESS_KEY_ID"))
+    assert pod.live() == ["sync blocked"]
+    (alert,) = pod.state.snapshot.alerts
+    assert alert.message == "Outputs are not stored: Cannot upload: the key was refused"
+    assert (alert.hint, alert.severity) == ("check R2_ACCESS_KEY_ID", "error")
+    pod.state.update(sync=SyncStatus(True, uploaded=3))
+    assert pod.live() == []
+    assert [event.kind for event in pod.bus.recent()] == ["alert.raised", "alert.cleared"]
 
 
 def test_the_busiest_service_is_named() -> None:
