@@ -65,17 +65,30 @@ def _fetch(
     environ: Mapping[str, str],
     requests: Sequence[DownloadRequest],
 ) -> int:
-    with _retries_told(), _bars(quiet=args.json) as on_status:
-        fetch = partial(pull, requests, section=section, environ=environ, on_status=on_status)
-        status = anyio.run(fetch)
+    status = _pulled(args, section, environ, requests)
     if args.json:
         print_json(status.to_json())
     else:
-        paint = Paint(enabled=color_allowed(environ, sys.stdout))
-        for line in download_lines(status.to_json(), paint):
-            say(line, environ)
+        _say_downloads(status, environ)
     done = all(f.state is DownloadState.DONE for f in status.files)
     return ExitCode.DONE if done else ExitCode.NO
+
+
+def _pulled(
+    args: Namespace,
+    section: ModelsSection,
+    environ: Mapping[str, str],
+    requests: Sequence[DownloadRequest],
+) -> DownloadsStatus:
+    with _retries_told(), _bars(quiet=args.json) as on_status:
+        fetch = partial(pull, requests, section=section, environ=environ, on_status=on_status)
+        return anyio.run(fetch)
+
+
+def _say_downloads(status: DownloadsStatus, environ: Mapping[str, str]) -> None:
+    paint = Paint(enabled=color_allowed(environ, sys.stdout))
+    for line in download_lines(status.to_json(), paint):
+        say(line, environ)
 
 
 def _shortened(name: str) -> str:
@@ -159,11 +172,24 @@ def _verify(args: Namespace, loaded: LoadedSettings, environ: Mapping[str, str])
     if not verdicts and not args.json:
         print("there is nothing to verify: no model files are configured")
     bad = [v for v in verdicts if v.verdict in (Verdict.DAMAGED, Verdict.MISSING)]
-    if not args.repair or not bad:
-        if args.json:
-            print_json([v.to_json() for v in verdicts])
-        return ExitCode.NO if bad else ExitCode.DONE
-    return _fetch(args, section, environ, discard_damaged(verdicts, section))
+    repaired: Mapping[str, bool] = {}
+    if args.repair and bad:
+        status = _pulled(args, section, environ, discard_damaged(verdicts, section))
+        repaired = {f.name: f.state is DownloadState.DONE for f in status.files}
+        if not args.json:
+            _say_downloads(status, environ)
+    if args.json:
+        print_json([{**v.to_json(), **_repaired(v, bad, repaired)} for v in verdicts])
+    return ExitCode.DONE if all(repaired.get(v.request.name) for v in bad) else ExitCode.NO
+
+
+def _repaired(
+    verified: Verified, bad: Sequence[Verified], repaired: Mapping[str, bool]
+) -> dict[str, bool]:
+    """What became of a file that was to be repaired; nothing for the others."""
+    if not repaired or verified not in bad:
+        return {}
+    return {"repaired": repaired.get(verified.request.name, False)}
 
 
 def _say_verdict(environ: Mapping[str, str], verified: Verified) -> None:

@@ -13,11 +13,12 @@ from supervisor.core.events import EventBus
 from supervisor.core.state import StateStore
 from supervisor.core.status import DownloadsStatus
 from supervisor.download.request import DownloadRequest
-from supervisor.errors import ControlError
+from supervisor.errors import ControlError, TransferError
 from supervisor.models.manager import ModelManager
+from supervisor.models.preflight import Preflight
 from supervisor.models.runtime import opened_downloader, opened_sources
 from supervisor.models.store import ModelStore, StoredObject
-from supervisor.models.verifier import Verified, verify_one
+from supervisor.models.verifier import Verdict, Verified, verify_one
 
 # A person waits here: the daemon never gives up, a command does.
 PULL_TRIES = 5
@@ -75,17 +76,25 @@ async def verify(
 ) -> list[Verified]:
     """Hash every file that is there, one after the other, with idle I/O priority.
 
-    The expected hash comes from the configuration or catalog, else from the file's source.
+    The expected hash comes from the configuration or catalog, else from the file's source,
+    which also tells the files of folders.
     """
-    verdicts: list[Verified] = []
+    verdicts: dict[str, Verified] = {}
     async with opened_sources(section, environ) as resolvers:
+        preflight = Preflight(resolvers, store=section.store)
         for request in requests:
-            if request.directory:
+            try:
+                files = await preflight.expand(request)
+            except TransferError as exc:
+                verdict = Verified(request, Verdict.UNKNOWN, reason=exc.message)
+                verdicts[request.name] = verdict
+                on_verdict(verdict)
                 continue
-            verdict = await verify_one(request, resolvers)
-            verdicts.append(verdict)
-            on_verdict(verdict)
-    return verdicts
+            for file in files:
+                if file.name not in verdicts:  # folders may overlap
+                    verdicts[file.name] = await verify_one(file, resolvers)
+                    on_verdict(verdicts[file.name])
+    return [*verdicts.values()]
 
 
 # -- evict --------------------------------------------------------------------------------

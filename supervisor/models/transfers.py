@@ -173,8 +173,8 @@ class StoreDownloader:
             if digest is not None and found != digest:
                 await anyio.to_thread.run_sync(partial(incoming.unlink, missing_ok=True))
                 raise ChecksumMismatchError(
-                    f"Cannot fetch {request.name}: sha256 is {found[:12]}…, "
-                    f"{digest[:12]}… is expected"
+                    f"Cannot fetch {request.name}: sha256 is {found}, {digest} is expected",
+                    hint="the remote file was replaced: pin a revision, or update the entry",
                 )
             again = digest is None and resolved is not None and resolved.etag
             publish = partial(

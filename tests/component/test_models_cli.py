@@ -110,6 +110,33 @@ def test_corrupted_bytes_are_never_visible(bench: Bench) -> None:
     assert set(states(bench.run("pull")).values()) == {"done"}
 
 
+def test_verify_reads_what_stands_for_several_files_or_has_no_name_yet(bench: Bench) -> None:
+    bench.hub.add_version(77, "seven.safetensors", DATA["b"])
+    bench.lines += ["civitai = [77]", f'civitai_endpoint = "{bench.hub.hub_url}"']
+    bench.files.append('[[models.files]]\nhuggingface = "o/r"\nto = "x/all/"\n')
+    bench.files.append('[[models.files]]\nhuggingface = "o/gone"\nto = "x/gone/"\n')
+    bench.run("pull", expect=1)
+    (bench.models / "x/all/c.safetensors").write_bytes(DATA["a"])
+    verdicts = {v["name"]: v["verdict"] for v in bench.run("verify", expect=1)}
+    assert verdicts == {
+        "x/all/a.safetensors": "ok",
+        "x/all/b.safetensors": "ok",
+        "x/all/c.safetensors": "damaged",
+        "x/gone/o--gone": "unknown",
+        "loras/seven.safetensors": "ok",
+    }
+
+
+def test_a_refusal_names_both_hashes_and_what_to_check(bench: Bench) -> None:
+    bench.want("o/r", "a.safetensors", "loras/", more=f'sha256 = "{"0" * 64}"')
+    bench.files.append(f'[[models.files]]\nurl = "{bench.hub.hub_url}/files/no"\nto = "vae/no"\n')
+    hashed, lost = bench.run("pull", expect=1)["files"]
+    assert hashlib.sha256(DATA["a"]).hexdigest() in hashed["error"]
+    assert "0" * 64 in hashed["error"]
+    assert "(404)" in lost["error"]
+    assert lost["hint"] == "check the address"
+
+
 def test_truncated_and_changed_files_are_found_and_repaired(bench: Bench) -> None:
     for name in DATA:
         bench.want("o/r", f"{name}.safetensors", "loras/")
@@ -123,7 +150,9 @@ def test_truncated_and_changed_files_are_found_and_repaired(bench: Bench) -> Non
         "loras/b.safetensors": "damaged",
         "loras/c.safetensors": "ok",
     }
-    bench.run("verify", "--repair")
+    repaired = {v["name"]: v.get("repaired") for v in bench.run("verify", "--repair")}
+    assert repaired == {"loras/a.safetensors": True, "loras/b.safetensors": True,
+                        "loras/c.safetensors": None}  # fmt: skip
     assert {v["verdict"] for v in bench.run("verify", "--repair")} == {"ok"}
     (loras / "a.safetensors").write_bytes(DATA["a"][:100])
     bench.run("pull")  # as at every boot

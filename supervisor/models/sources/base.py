@@ -174,6 +174,8 @@ def check_status(
 ) -> None:
     """Raise what a status of 400 and above means for a source without codes of its own.
 
+    ``hint``: what helps where access is denied.
+
     Raises:
         TransferError: transient for 408, 425, 429 and 5xx, permanent for the others.
     """
@@ -186,8 +188,12 @@ def check_status(
     if status in (401, 403):
         raise AuthRequiredError(f"Cannot {doing}: access denied ({status})", hint=hint)
     if status in (404, 410):
-        raise NotFoundError(f"Cannot {doing}: there is no such file ({status})", hint=hint)
-    raise PermanentTransferError(f"Cannot {doing}: the server answered {status}", hint=hint)
+        raise NotFoundError(
+            f"Cannot {doing}: there is no such file ({status})", hint="check the address"
+        )
+    raise PermanentTransferError(
+        f"Cannot {doing}: the server answered {status}", hint="check the address"
+    )
 
 
 def retry_after_s(headers: Mapping[str, str]) -> float | None:
@@ -232,8 +238,7 @@ def require_agreement(request: DownloadRequest, resolved: Resolved) -> Resolved:
     if request.sha256 and resolved.sha256:
         if request.sha256 == resolved.sha256:
             return resolved
-        expected, found = request.sha256[:12] + "…", resolved.sha256[:12] + "…"
-        what = "sha256"
+        expected, found, what = request.sha256, resolved.sha256, "sha256"
     elif request.size_bytes is not None and resolved.size_bytes not in (None, request.size_bytes):
         expected, found = str(request.size_bytes), str(resolved.size_bytes)
         what = "size"

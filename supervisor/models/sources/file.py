@@ -119,8 +119,9 @@ def _copy(
             os.fsync(writer.fileno())
         if request.sha256 and digest != request.sha256:
             raise ChecksumMismatchError(
-                f"Cannot fetch {request.name}: {source} has sha256 {digest[:12]}…, "
-                f"{request.sha256[:12]}… is expected"
+                f"Cannot fetch {request.name}: {source} has sha256 {digest}, "
+                f"{request.sha256} is expected",
+                hint="the file was replaced: update the entry",
             )
         size = partial_path.stat().st_size
         partial_path.replace(destination)
