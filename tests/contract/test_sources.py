@@ -96,7 +96,10 @@ async def test_check_moves_no_payload(tmp_path: Path, source: str) -> None:
         answers = await preflight.check([good, bad, good])
         assert [a.ok for a in answers] == [True, False, True]
         assert answers[0].size_bytes == len(DATA)
-        assert not [s for s in w.hub.payload_requests() if s.method != "HEAD"]
+        asked = [s for s in w.hub.payload_requests() if s.method != "HEAD"]
+        # A HEAD that is refused says little: then the first byte is asked for.
+        assert {s.range for s in asked if s.path == "/files/none.safetensors"} <= {"bytes=0-0"}
+        assert not [s for s in asked if s.path != "/files/none.safetensors"]
 
 
 @network_source
@@ -265,11 +268,36 @@ async def test_content_disposition_is_made_safe(tmp_path: Path, header: str, nam
         assert (await w.resolve(request)).file_name == name
 
 
-async def test_http_without_head(tmp_path: Path) -> None:
+@pytest.mark.parametrize("status", [401, 403, 404, 405, 500, 501])
+async def test_http_without_head(tmp_path: Path, status: int) -> None:
     async with world(tmp_path) as w:
         request = offer(w, "http", DATA)
-        w.hub.no_head = True
+        w.hub.no_head = status
         assert (await w.resolve(request)).size_bytes == len(DATA)
+
+
+@pytest.mark.parametrize(
+    ("headers", "size"),
+    [
+        ({"Content-Length": "0"}, None),
+        ({"Content-Length": "9", "Content-Encoding": "gzip"}, None),
+        ({"Content-Length": "9", "Content-Type": "text/html"}, len(DATA)),
+    ],
+)
+async def test_what_http_head_says_is_doubted(
+    tmp_path: Path, headers: dict[str, str], size: int | None
+) -> None:
+    async with world(tmp_path) as w:
+        request = offer(w, "http", DATA)
+        w.hub.outages = [(200, headers)]  # the one answer to HEAD
+        assert (await w.resolve(request)).size_bytes == size
+
+
+async def test_http_empty_file(tmp_path: Path) -> None:
+    async with world(tmp_path) as w:
+        request = offer(w, "http", b"")
+        w.hub.no_head = 405
+        assert (await w.resolve(request)).size_bytes == 0
 
 
 async def test_netrc_goes_to_its_host_only(tmp_path: Path) -> None:
@@ -311,7 +339,7 @@ async def test_redirects_end(tmp_path: Path) -> None:
     async with world(tmp_path) as w:
         request = offer(w, "http", DATA)
         w.hub.files["/files/f.safetensors"] = (b"", {"Location": "/files/f.safetensors"})
-        with pytest.raises(TransientTransferError, match="redirects"):
+        with pytest.raises(PermanentTransferError, match="redirects"):
             await w.resolve(request)
 
 

@@ -53,7 +53,7 @@ class Hub:
     html: set[int] = field(default_factory=set)  # … that answer a login page with 200
     files: dict[str, tuple[bytes, dict[str, str]]] = field(default_factory=dict)
     users: dict[str, tuple[str, str]] = field(default_factory=dict)
-    no_head: bool = False
+    no_head: int = 0  # the status that answers HEAD instead
     page_size: int = 2
     outages: list[tuple[int, dict[str, str]]] = field(default_factory=list)
     silent: bool = False  # hangs up on everybody
@@ -229,7 +229,7 @@ class Hub:
 
     async def plain(self, request: web.Request) -> web.StreamResponse:
         if self.no_head and request.method == "HEAD":
-            return web.Response(status=405)
+            return web.Response(status=self.no_head)
         wanted = self.users.get(request.path)
         given = request.headers.get("Authorization")
         if wanted is not None and given != basic(*wanted):

@@ -22,9 +22,14 @@ from supervisor.models.sources.base import (
     whole_number,
 )
 
-# Servers that do not know HEAD answer one of these (403: object stores whose signature
-# covers GET only); a GET of the first byte asks the same question.
-_HEAD_REFUSED = frozenset({400, 403, 405, 501})
+# What a server says of itself: a GET would hear the same.
+_OVERLOADED = frozenset({408, 425, 429, 503})
+_HINTS = {
+    401: "put the user and password for {host} into ~/.netrc",
+    403: "put the user and password for {host} into ~/.netrc",
+    404: "check the address, or the file was moved or deleted by its owner",
+    410: "the file was deleted by its owner; find another address",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,16 +53,11 @@ class HttpSource:
         """
         url = request.reference or request.url
         doing = f"fetch {request.name} from {display_url(url)}"
-        answer = await self._ask("HEAD", url, doing=doing)
-        if answer.status in _HEAD_REFUSED:
-            answer = await self._ask("GET", url, doing=doing)
+        answer = await self._probe(url, doing=doing)
         host = urlsplit(answer.url).hostname
-        check_status(
-            answer.status,
-            answer.headers,
-            doing=doing,
-            hint=f"put the user and password for {host} into ~/.netrc",
-        )
+        if answer.status != 416:  # the first byte of an empty file
+            hint = _HINTS.get(answer.status, "").format(host=host) or None
+            check_status(answer.status, answer.headers, doing=doing, hint=hint)
         _refuse_web_page(answer, request, doing=doing)
         clean, headers = self._authorised(answer.url)
         return require_agreement(
@@ -71,6 +71,20 @@ class HttpSource:
                 file_name=_file_name(answer.headers) or name_from_url(url),
             ),
         )
+
+    async def _probe(self, url: str, *, doing: str) -> _Answer:
+        """Ask by HEAD; what is no good news is asked again by a GET of the first byte.
+
+        Many servers do not know HEAD, or answer it wrongly: with 404, a page, or never.
+        """
+        try:
+            answer = await self._ask("HEAD", url, doing=doing)
+        except TransientTransferError:
+            return await self._ask("GET", url, doing=doing)
+        good = answer.status < 400 and not _is_web_page(answer)
+        if good or answer.status in _OVERLOADED:
+            return answer
+        return await self._ask("GET", url, doing=doing)
 
     async def _ask(self, method: str, url: str, *, doing: str) -> _Answer:
         for _ in range(MAX_REDIRECTS):
@@ -89,7 +103,10 @@ class HttpSource:
                     f"Cannot {doing}: redirected from https to unprotected http"
                 )
             url = target
-        raise TransientTransferError(f"Cannot {doing}: more than {MAX_REDIRECTS} redirects")
+        raise PermanentTransferError(
+            f"Cannot {doing}: more than {MAX_REDIRECTS} redirects",
+            hint="the address is misconfigured at its host; use another one",
+        )
 
     def _authorised(self, url: str) -> tuple[str, dict[str, str]]:
         """Take user and password out of the URL, else out of netrc, into a header."""
@@ -105,9 +122,13 @@ class HttpSource:
         return clean, {"Authorization": f"Basic {encoded}"}
 
 
-def _refuse_web_page(answer: _Answer, request: DownloadRequest, *, doing: str) -> None:
+def _is_web_page(answer: _Answer) -> bool:
     kind = answer.headers.get("Content-Type", "").partition(";")[0].strip().lower()
-    if kind not in ("text/html", "application/xhtml+xml"):
+    return kind in ("text/html", "application/xhtml+xml")
+
+
+def _refuse_web_page(answer: _Answer, request: DownloadRequest, *, doing: str) -> None:
+    if not _is_web_page(answer):
         return
     if request.destination.suffix.lower() in (".html", ".htm"):
         return
@@ -118,9 +139,13 @@ def _refuse_web_page(answer: _Answer, request: DownloadRequest, *, doing: str) -
 
 
 def _size(answer: _Answer) -> int | None:
-    if answer.status == 206:
+    """Size of the file; None when it is not told, or only that of a compressed form."""
+    if answer.headers.get("Content-Encoding", "identity").lower() not in ("", "identity"):
+        return None
+    if answer.status in (206, 416):
         return whole_number(answer.headers.get("Content-Range", "").rpartition("/")[2])
-    return whole_number(answer.headers.get("Content-Length"))
+    # A length of 0 is also what servers say that make their answers as they go.
+    return whole_number(answer.headers.get("Content-Length")) or None
 
 
 def _file_name(headers: Mapping[str, str]) -> str | None:
