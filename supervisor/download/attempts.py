@@ -88,9 +88,15 @@ class Tries:
         self._attempts = attempts
         self._backoff = backoff
         self._failures = 0
+        self._most = 0
 
-    async def again(self, error: Exception, sources: Sources, meter: Meter, *, moved: bool) -> None:
-        """Wait before the next try, or raise ``error``."""
+    async def again(self, error: Exception, sources: Sources, meter: Meter) -> None:
+        """Wait before the next try, or raise ``error``.
+
+        What has arrived and was dropped again is no progress, as of a small file that is cut
+        each time, or of one that seems to change for ever.
+        """
+        moved, self._most = meter.kept > self._most, max(meter.kept, self._most)
         self._failures = 1 if moved else self._failures + 1
         if isinstance(error, PermanentTransferError):
             self._second_chance(error, sources)

@@ -142,11 +142,11 @@ class SegmentedDownloader:
         resources.transfers += 1
         try:
             while True:
-                before = meter.fetched
+                meter.kept = 0
                 try:
                     return await self._attempt(request, sources, meter)
                 except (PermanentTransferError, TransientTransferError) as exc:
-                    await tries.again(exc, sources, meter, moved=meter.fetched > before)
+                    await tries.again(exc, sources, meter)
         finally:
             resources.transfers -= 1
             if not resources.transfers:
@@ -201,6 +201,7 @@ class SegmentedDownloader:
             raise
         finally:
             if part.fd >= 0:
+                meter.kept = part.written.total
                 await in_thread(threads, part.close)
 
     async def _open(self, destination: Path, resolved: Resolved, meter: Meter) -> PartFile | int:

@@ -18,6 +18,7 @@ class Meter:
     def __init__(self, callback: ProgressCallback) -> None:
         self._callback = callback
         self.fetched = 0  # over the network, this time
+        self.kept = 0  # of the file after the last try: what the next one need not fetch
         self.done = 0
         self.total: int | None = None
         self.rate_bytes_per_s = 0.0

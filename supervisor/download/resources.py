@@ -25,7 +25,7 @@ FIRST_CONNECTIONS = 4
 
 @dataclass(slots=True)
 class Resources:
-    """Session, threads and limits; ``attempts`` are failures in a row without a new byte."""
+    """Session, threads and limits; ``attempts`` are failures in a row without progress."""
 
     session: aiohttp.ClientSession
     threads: Executor

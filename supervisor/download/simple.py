@@ -69,7 +69,7 @@ class SimpleDownloader:
         session: aiohttp.ClientSession | None = None,
         limiter: RateLimiter | None = None,
     ) -> None:
-        """``attempts`` counts failures in a row without a new byte; then ``fetch`` raises."""
+        """``attempts`` counts failures in a row without progress; then ``fetch`` raises."""
         self._stall_timeout_s = stall_timeout_s
         self._fsync = fsync
         self._attempts = attempts
@@ -102,11 +102,11 @@ class SimpleDownloader:
         sources = Sources(request, resolver)
         tries = Tries(self._attempts, self._backoff)
         while True:
-            before = meter.fetched
+            meter.kept = 0
             try:
                 return await self._attempt(request, sources, meter)
             except (PermanentTransferError, TransientTransferError) as exc:
-                await tries.again(exc, sources, meter, moved=meter.fetched > before)
+                await tries.again(exc, sources, meter)
 
     async def _attempt(
         self, request: DownloadRequest, sources: Sources, meter: Meter
@@ -129,6 +129,7 @@ class SimpleDownloader:
                     await run_sync(part.discard)
                 raise
             finally:
+                meter.kept = part.written.total if part.fd >= 0 else 0
                 with anyio.CancelScope(shield=True):
                     await run_sync(part.close)
 

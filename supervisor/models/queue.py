@@ -30,6 +30,7 @@ class Job:
     state: DownloadState = DownloadState.QUEUED
     prepared: bool = False  # size asked for, room checked
     bytes_done: int = 0
+    most_done: int = 0  # ever: some files begin again and again
     bytes_total: int | None = None
     rate_bytes_per_s: float = 0.0
     error: str | None = None
@@ -73,7 +74,7 @@ class Job:
         """Begin anew after an end; size and room are asked for again."""
         self.state, self.urgent, self.prepared = DownloadState.QUEUED, urgent, False
         self.error = self.hint = self.resolved = None
-        self.attempt, self.not_before_s = 0, 0.0
+        self.attempt, self.most_done, self.not_before_s = 0, 0, 0.0
 
     def end(
         self, state: DownloadState, *, error: str | None = None, hint: str | None = None
@@ -84,8 +85,8 @@ class Job:
 
     def advance(self, step: Progress) -> None:
         """Take over what the engine reports."""
-        if step.bytes_done > self.bytes_done:
-            self.attempt = 0
+        if step.bytes_done > self.most_done:
+            self.attempt, self.most_done = 0, step.bytes_done
         if step.state in (DownloadState.ACTIVE, DownloadState.VERIFYING):
             self.state = step.state
         self.bytes_done = step.bytes_done

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+import anyio
 import pytest
 
 from supervisor.download.engine import SegmentedDownloader
@@ -132,6 +133,28 @@ async def test_a_server_that_never_recovers_is_given_back_as_transient(
     async with serve(DATA, lambda _: Fault(status=503)) as origin:
         with pytest.raises(TransientTransferError, match="503"):
             await pull(engine, wanted(tmp_path, origin.url))
+
+
+@pytest.mark.parametrize(
+    "fault", [Fault(cut_after=1000), Fault(cut_after=1000, ranges=False)], ids=["parts", "whole"]
+)
+async def test_a_small_file_that_is_cut_each_time_is_given_back(
+    tmp_path: Path, engine: Engine, fault: Fault
+) -> None:
+    async with serve(b"x" * 5000, lambda ask: fault if ask.start == 0 else Fault(cut_after=0)) as o:
+        with pytest.raises(TransientTransferError), anyio.fail_after(60):
+            await pull(engine, wanted(tmp_path, o.url))
+        assert len(o.asks) <= 20
+
+
+async def test_a_file_that_changes_for_ever_is_given_back(tmp_path: Path, engine: Engine) -> None:
+    def other(ask: Ask) -> Fault:
+        return Fault(etag=f'"{ask.number}"', cut_after=len(DATA) // 2)
+
+    async with serve(DATA, other) as origin:
+        with pytest.raises(TransientTransferError), anyio.fail_after(60):
+            await pull(engine, wanted(tmp_path, origin.url))
+        assert len(origin.asks) <= 200
 
 
 @pytest.mark.parametrize("body", [b"<!DOCTYPE html><html>login</html>", b"\n  <HTML><head>"])
