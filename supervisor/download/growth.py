@@ -5,13 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 INTERVAL_S = 0.25
-FIRST_LOOK_S = 0.1
+SETTLE_S = 0.1  # the first moments of new connections say little of what they bring
 # So little for one connection looks like a server's limit, not like the end of the network:
 # then the second that careful doubling takes is lost.
 MODEST_BYTES_PER_S = 40_000_000
 FACTOR = 1.1  # more connections must bring so much, or their number stays
 HELD_STEPS = 4
-PROBE_STEPS = 2  # new connections need a moment to gather speed
+PROBE_STEPS = 2  # far servers need a moment to gather speed
 PAUSE_S = 5.0
 
 
@@ -19,7 +19,7 @@ PAUSE_S = 5.0
 class Growth:
     """The target number of connections, from the throughput they brought so far.
 
-    It doubles while that pays, and goes up fourfold while each brings little. Then, once a
+    It doubles while that pays, and goes up eightfold while each brings little. Then, once a
     second, a quarter more is tried, because the first seconds may have been a burst. What
     brings nothing is taken back: where the network is not the limit, each connection more
     only costs CPU.
@@ -31,28 +31,34 @@ class Growth:
     at_s: float = 0.0
     fetched: int = 0
     held: int = 0
+    settled: bool = False
     before_probe: int | None = None
 
     def step(self, now_s: float, fetched: int, *, saturated: bool) -> None:
         """Look at the bytes ``fetched`` since the last step; ``saturated``: all are busy."""
         elapsed_s = now_s - self.at_s
-        if elapsed_s < (INTERVAL_S if self.best else FIRST_LOOK_S) or not saturated:
+        if elapsed_s < (INTERVAL_S if self.settled else SETTLE_S) or not saturated:
             return
         rate = (fetched - self.fetched) / elapsed_s
         self.at_s, self.fetched = now_s, fetched
-        if rate > self.best * FACTOR:
+        modest = rate < self.target * MODEST_BYTES_PER_S
+        if not self.settled and (self.best or not modest):
+            self.settled = True
+        elif rate > self.best * FACTOR:
             self.best, self.held, self.before_probe = rate, 0, self.target
-            modest = rate < self.target * MODEST_BYTES_PER_S
-            self.target = min(self.most, self.target * (4 if modest else 2))
+            self._try(self.target * (8 if modest else 2))
         elif self.before_probe is not None and self.held < PROBE_STEPS - 1:
             self.held += 1
         elif self.before_probe is not None:
             self.target, self.before_probe, self.held = self.before_probe, None, 0
         elif self.held >= HELD_STEPS and self.target < self.most:
             self.best, self.before_probe, self.held = rate, self.target, 0
-            self.target = min(self.most, self.target + max(1, self.target // 4))
+            self._try(self.target + max(1, self.target // 4))
         else:
             self.held += 1
+
+    def _try(self, target: int) -> None:
+        self.target, self.settled = min(self.most, target), False
 
     def bound(self, most: int) -> None:
         """Other files want their share, or want none any more."""

@@ -20,7 +20,7 @@ from supervisor.download.request import DownloadRequest
 from supervisor.download.segments import SMALLEST_PIECE_BYTES
 from supervisor.download.threads import Cores
 
-FIRST_CONNECTIONS = 4
+FIRST_CONNECTIONS = 2
 
 
 @dataclass(slots=True)

@@ -61,19 +61,19 @@ def test_a_rest_that_is_not_worth_a_connection_stays_where_it_is() -> None:
 
 def test_connections_grow_while_that_brings_more_and_not_further() -> None:
     growth, fetched, now_s, targets = Growth(16, 2), 0, 0.0, []
-    for _ in range(5):
+    for _ in range(9):
         now_s += 0.3
         fetched += min(growth.target, 8) * 30_000_000  # the network carries eight
         growth.step(now_s, fetched, saturated=True)
         targets.append(growth.target)
-    # The third doubling is tried, brings nothing more, and is taken back.
-    assert targets == [4, 8, 16, 16, 8]
+    # Each number first settles. The third doubling brings nothing more, and is taken back.
+    assert targets == [2, 4, 4, 8, 8, 16, 16, 16, 8]
     growth.shrink(now_s)
     assert growth.target == 4
 
 
 def test_connections_that_each_bring_little_are_many_at_once() -> None:
-    growth, fetched, now_s, targets = Growth(16, 4), 0, 0.0, []
+    growth, fetched, now_s, targets = Growth(16, 2), 0, 0.0, []
     for _ in range(3):
         now_s += 0.15
         fetched += growth.target * 3_000_000  # 20 MB/s each
