@@ -283,6 +283,8 @@ def _sync(status: Mapping[str, Any], paint: Paint) -> Iterator[str]:
         parts.append(paint(f"{sync['incomplete']} incomplete", "yellow"))
     yield ""
     yield _line(paint, "sync", f"{clean(sync.get('target') or '')}  {', '.join(parts)}")
+    if any(alert.get("name") == "sync blocked" for alert in status.get("alerts") or ()):
+        return  # it tells what is wrong
     if sync.get("last_error"):
         yield _under(paint(clean(sync["last_error"]), "red"))
     if sync.get("hint"):

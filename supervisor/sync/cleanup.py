@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import anyio
 from anyio import to_thread
 
 from supervisor.config.settings import SyncSection
 from supervisor.core.clock import wall_time_s
-from supervisor.errors import JournalError
+from supervisor.errors import JournalError, SupervisorError
 from supervisor.sync.examine import Examiner
 from supervisor.sync.ledger import Ledger
 from supervisor.sync.model import Identity, Row
@@ -24,49 +26,99 @@ _MAX_PAUSE_S = 60.0
 _BATCH = 500
 
 
-async def run(ledger: Ledger, examiners: Mapping[str, Examiner], settings: SyncSection) -> None:
-    """Delete stored outputs that are old enough, until cancelled."""
-    examiner = examiners[OUTPUTS]
-    # Who keeps files for a day need not be looked after every two seconds.
-    pause_s = min(max(_PAUSE_S, settings.delete_after_s / 100), _MAX_PAUSE_S)
-    while True:
-        try:
-            await to_thread.run_sync(delete_stored, ledger, examiner, settings.delete_after_s)
-        except JournalError as exc:
-            _log.warning("%s", exc)
-        await anyio.sleep(pause_s)
+class Undeleted(NamedTuple):
+    """Files that are stored and could not be deleted for the same reason, and one of them."""
+
+    cause: str
+    files: int
+    example: str
 
 
-def delete_stored(ledger: Ledger, examiner: Examiner, age_s: float) -> int:
-    """Delete what is old enough; returns how many rows were settled. Blocking.
+class Cleanup:
+    """Deletes stored outputs that are old enough; ``undeleted`` is what it could not."""
 
-    A file that has changed since, or that somebody writes to, stays and is synced anew. What
-    cannot be deleted does not stand in the way of the rest.
-    """
-    before_s, settled, after = wall_time_s() - age_s, 0, ""
-    while rows := ledger.deletable(OUTPUTS, before_s=before_s, after=after, limit=_BATCH):
-        settled += sum(_delete(ledger, examiner, row) for row in rows)
-        after = rows[-1].path
-    return settled
+    def __init__(
+        self,
+        ledger: Ledger,
+        examiner: Examiner,
+        settings: SyncSection,
+        tell: Callable[[SupervisorError], None],
+    ) -> None:
+        """``tell`` hears once of every reason, and again when it has been gone."""
+        self._ledger = ledger
+        self._examiner = examiner
+        self._age_s = settings.delete_after_s
+        self._tell = tell
+        self.undeleted: tuple[Undeleted, ...] = ()
+
+    async def run(self) -> None:
+        """Delete until cancelled."""
+        # Who keeps files for a day need not be looked after every two seconds.
+        least_s = min(max(_PAUSE_S, self._age_s / 100), _MAX_PAUSE_S)
+        pause_s = least_s
+        while True:
+            try:
+                await self.clean()
+            except JournalError as exc:
+                _log.warning("%s", exc)
+            pause_s = min(pause_s * 2, _MAX_PAUSE_S) if self.undeleted else least_s
+            await anyio.sleep(pause_s)
+
+    async def clean(self) -> None:
+        """Go once through all that may be deleted.
+
+        A file that has changed since, or that somebody writes to, stays and is synced anew.
+        What cannot be deleted does not stand in the way of the rest.
+        """
+        before_s, after = wall_time_s() - self._age_s, ""
+        counts: Counter[str] = Counter()
+        examples: dict[str, str] = {}
+        while rows := await to_thread.run_sync(self._batch, before_s, after):
+            after = rows[-1].path
+            for path, cause in await to_thread.run_sync(self._delete_all, rows):
+                counts[cause] += 1
+                examples.setdefault(cause, path)
+        self._report(tuple(Undeleted(c, n, examples[c]) for c, n in counts.most_common()))
+
+    def _batch(self, before_s: float, after: str) -> list[Row]:
+        return self._ledger.deletable(OUTPUTS, before_s=before_s, after=after, limit=_BATCH)
+
+    def _delete_all(self, rows: Sequence[Row]) -> list[tuple[str, str]]:
+        """Return those that cannot be deleted, and why; blocking."""
+        found = ((row.path, _delete(self._ledger, self._examiner, row)) for row in rows)
+        return [(path, cause) for path, cause in found if cause is not None]
+
+    def _report(self, undeleted: tuple[Undeleted, ...]) -> None:
+        known = {reason.cause for reason in self.undeleted}
+        self.undeleted = undeleted
+        for cause, count, example in undeleted:
+            if cause not in known:
+                files = example if count == 1 else f"{count} files ({example}, …)"
+                self._tell(
+                    SupervisorError(
+                        f"Cannot delete {files} after the upload: {cause}",
+                        hint="they are stored, and deleted as soon as that is allowed",
+                    )
+                )
 
 
-def _delete(ledger: Ledger, examiner: Examiner, row: Row) -> bool:
+def _delete(ledger: Ledger, examiner: Examiner, row: Row) -> str | None:
+    """Delete one file; returns why that is impossible. Blocking."""
     path = examiner.tree.locate(row.path)
     try:
         fd = open_regular(path)
     except FileNotFoundError:
         ledger.done(row.tree, row.path)
-        return True
-    except OSError:
-        return False
+        return None
+    except OSError as exc:
+        return exc.strerror or type(exc).__name__
     try:
         if lease_test(fd) is Writers.SOME or Identity.of(path.lstat()) != row.identity:
-            return False
+            return None
         path.unlink()
     except OSError as exc:
-        _log.warning("Cannot delete %s after its upload: %s", path, exc.strerror)
-        return False
+        return exc.strerror or type(exc).__name__
     finally:
         os.close(fd)
     ledger.done(row.tree, row.path)
-    return True
+    return None

@@ -52,6 +52,7 @@ class Outcomes:
         self.failed.pop(work.key, None)
         if self.refusal is not None:
             self.refusal = None
+            _log.info("The sync target accepts files again")
             self._bus.publish("sync.unblocked", "The sync target accepts files again")
         status = self._state.snapshot.sync
         size = work.identity.size_bytes

@@ -25,7 +25,16 @@ from supervisor.sync.credentials import Credentials, Keys
 from supervisor.sync.model import RemoteFile, Stored, Upload
 from supervisor.sync.pacing import RateLimiter
 from supervisor.sync.s3_bucket import MTIME, Bucket, Link
-from supervisor.sync.s3_errors import is_forbidden, is_unknown, translated
+from supervisor.sync.s3_errors import (
+    code_of,
+    is_forbidden,
+    is_malformed,
+    is_unknown,
+    key_refused,
+    status_of,
+    tells_nothing,
+    translated,
+)
 from supervisor.sync.s3_link import open_link
 from supervisor.sync.s3_multipart import Multipart
 from supervisor.sync.s3_put import SinglePut
@@ -97,10 +106,23 @@ class S3Target:
                     return await self._single.store(link, upload)
                 return await self._multipart.store(link, upload)
             except ClientError as exc:
-                if is_forbidden(exc):
-                    # The key is refused for everything: that says nothing about HEAD.
+                if tells_nothing(exc):
+                    # Everything is refused: that says nothing about HEAD.
                     self._bucket.may_head = True
+                if is_malformed(exc) and await self._refuses_everything(link, upload.key):
+                    raise key_refused(self._bucket.name, code_of(exc)) from exc
                 raise
+
+    async def _refuses_everything(self, link: Link, key: str) -> bool:
+        """Whether a request with nothing in it but our key is found malformed, too.
+
+        R2 calls an access key of the wrong length an InvalidArgument.
+        """
+        try:
+            await link.api.head_object(Bucket=self._bucket.name, Key=key)
+        except ClientError as exc:
+            return status_of(exc) == 400
+        return False
 
     async def abandon(self, key: str, upload_id: str) -> None:
         """Abort an upload of a dead run; without an id, those that were begun for the key.

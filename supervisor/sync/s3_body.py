@@ -19,6 +19,7 @@ from supervisor.errors import TransientTransferError
 from supervisor.sync.model import Identity, Upload
 from supervisor.sync.pacing import RateLimiter
 from supervisor.sync.s3_bucket import Bucket, bounded, etag_of
+from supervisor.sync.s3_errors import no_s3
 from supervisor.sync.s3_wire import Wire
 from supervisor.sync.target import FileChangedError, hash_span, open_exactly
 
@@ -107,6 +108,7 @@ async def send(
 
     Raises:
         FileChangedError: the file is no longer what was announced.
+        TargetRefusedError: it answers as no S3 server would.
         TransientTransferError: the server did not ask for the body, or does not answer.
     """
     sha256 = upload.sha256 if span.size_bytes == upload.identity.size_bytes else None
@@ -115,12 +117,12 @@ async def send(
         await bucket.limiter.spend(span.size_bytes)
         # Head and body leave in one piece. To be asked for the body is a round trip, which
         # pays only where a refusal would otherwise come after megabytes.
-        return etag_of(await bounded(put(upload.body), upload, span.size_bytes))
+        return _etag_of(await bounded(put(upload.body), upload, span.size_bytes), bucket)
     body = FileBody(span, bucket.limiter)
     body.unasked.deadline = anyio.current_time() + CONTINUE_S
     try:
         with body.unasked:
-            return etag_of(await put(body, ask=bucket.asks))
+            return _etag_of(await put(body, ask=bucket.asks), bucket)
     except Exception as exc:
         if body.failure is not None:
             raise body.failure from exc
@@ -128,6 +130,13 @@ async def send(
     # Some proxies do not know "Expect"; from now on nobody waits for their word.
     bucket.asks = False
     raise TransientTransferError(f"Cannot upload {upload.key}: the server does not answer")
+
+
+def _etag_of(answer: Mapping[str, str], bucket: Bucket) -> str:
+    etag = etag_of(answer)
+    if not etag:
+        raise no_s3(bucket.name)
+    return etag
 
 
 async def md5_of(upload: Upload, span: Span) -> bytes:

@@ -14,7 +14,7 @@ from botocore.exceptions import ClientError
 from supervisor.errors import TransientTransferError
 from supervisor.sync.model import Upload
 from supervisor.sync.pacing import ByteBudget, KeyPace, RateLimiter
-from supervisor.sync.s3_errors import is_forbidden, is_missing
+from supervisor.sync.s3_errors import is_missing, no_s3, tells_nothing
 from supervisor.sync.s3_wire import Wire
 from supervisor.sync.target import KeyTakenError, hash_span
 
@@ -68,12 +68,14 @@ class Bucket:
         try:
             answer: dict[str, Any] = await link.api.head_object(Bucket=self.name, Key=key)
         except ClientError as exc:
-            if is_forbidden(exc):
+            if tells_nothing(exc):
                 self.may_head = False
                 return None
             if is_missing(exc):
                 return None
             raise
+        if not etag_of(answer):
+            raise no_s3(self.name)
         return answer
 
     async def look(self, link: Link, upload: Upload, md5: bytes | None) -> Seen:

@@ -27,13 +27,16 @@ from supervisor.sync.target import TargetRefusedError
 
 _WRONG_KEY = frozenset(
     {
-        "AccessDenied", "AllAccessDisabled", "AccountProblem", "AuthorizationHeaderMalformed",
-        "ExpiredToken", "Forbidden", "InvalidAccessKeyId", "InvalidArgumentCredential",
-        "InvalidToken", "NotSignedUp", "SignatureDoesNotMatch", "TokenRefreshRequired",
-        "Unauthorized", "401", "403",
+        "AccessDenied", "AllAccessDisabled", "AccountProblem", "ExpiredToken", "Forbidden",
+        "InvalidAccessKeyId", "InvalidToken", "NotSignedUp", "SignatureDoesNotMatch",
+        "TokenRefreshRequired", "Unauthorized", "401", "403",
     }
 )  # fmt: skip
-_WRONG_BUCKET = frozenset({"NoSuchBucket", "InvalidBucketName", "PermanentRedirect"})
+_WRONG_BUCKET = frozenset({"NoSuchBucket", "InvalidBucketName"})
+_WRONG_REGION = frozenset(
+    {"AuthorizationHeaderMalformed", "IllegalLocationConstraintException", "InvalidRegionName",
+     "PermanentRedirect"}
+)  # fmt: skip
 _SLOW_DOWN = frozenset(
     {"SlowDown", "Throttling", "ThrottlingException", "TooManyRequests", "RequestLimitExceeded",
      "ServiceUnavailable", "429", "503"}
@@ -64,6 +67,14 @@ def is_forbidden(exc: ClientError) -> bool:
     return status_of(exc) in (401, 403)
 
 
+def tells_nothing(exc: ClientError) -> bool:
+    """Whether HEAD was refused for a reason that only an answer with a body would tell.
+
+    An expired token and a wrong region are 400 and 301: a PUT then says which.
+    """
+    return is_forbidden(exc) or is_unknown(exc) or status_of(exc) in (301, 307, 400)
+
+
 def is_missing(exc: ClientError) -> bool:
     """Whether the object (not the bucket) does not exist."""
     return status_of(exc) == 404 and code_of(exc) != "NoSuchBucket"
@@ -72,6 +83,11 @@ def is_missing(exc: ClientError) -> bool:
 def is_unknown(exc: ClientError) -> bool:
     """Whether the server does not have this operation."""
     return status_of(exc) in (405, 501)
+
+
+def is_malformed(exc: ClientError) -> bool:
+    """Whether the server says that something in this request cannot be right."""
+    return status_of(exc) == 400 and code_of(exc) in ("400", "InvalidArgument", "InvalidRequest")
 
 
 @contextmanager
@@ -88,6 +104,8 @@ def translated(bucket: str, doing: str) -> Iterator[None]:
             reason="unreachable",
             hint="check [sync] endpoint and the network; files wait",
         ) from exc
+    except RecursionError as exc:  # botocore follows a redirect that names no region in circles
+        raise _elsewhere(bucket) from exc
     except ParamValidationError as exc:
         raise PermanentTransferError(f"Cannot {doing}: {exc}") from exc
     except (
@@ -102,7 +120,9 @@ def translated(bucket: str, doing: str) -> Iterator[None]:
 
 def _client_error(exc: ClientError, bucket: str, doing: str) -> TransferError:
     code, status = code_of(exc), status_of(exc)
-    what = f"Cannot {doing}: the server answered {status} {code}".rstrip()
+    what = f"Cannot {doing}: the server answered {status} {code.removeprefix(str(status))}".rstrip()
+    if code in _WRONG_REGION:
+        return _elsewhere(bucket)
     if code in _WRONG_BUCKET:
         return TargetRefusedError(
             f"Cannot upload to the bucket {bucket}: there is no such bucket ({code})",
@@ -117,17 +137,41 @@ def _client_error(exc: ClientError, bucket: str, doing: str) -> TransferError:
             hint="files wait until the clock agrees with the server's",
         )
     if code in _WRONG_KEY or status in (401, 403):
-        return TargetRefusedError(
-            f"Cannot upload to the bucket {bucket}: the key was refused ({code})",
-            reason="auth",
-            hint="check R2_ACCESS_KEY_ID and R2_SECRET_ACCESS_KEY and that they may write",
-            act=True,
-        )
+        return key_refused(bucket, code)
     if code in _SLOW_DOWN or status in (429, 503):
         return TargetRefusedError(what, reason="slow-down", retry_after_s=_retry_after_s(exc))
     if status == 413 or (code in _HOPELESS and status == 400):
         return PermanentTransferError(what, hint="the server will never take this file as it is")
     return TransientTransferError(what)
+
+
+def key_refused(bucket: str, code: str) -> TargetRefusedError:
+    """Say that nothing is taken with this key."""
+    return TargetRefusedError(
+        f"Cannot upload to the bucket {bucket}: the key was refused ({code})",
+        reason="auth",
+        hint="check R2_ACCESS_KEY_ID and R2_SECRET_ACCESS_KEY and that they may write",
+        act=True,
+    )
+
+
+def no_s3(bucket: str) -> TargetRefusedError:
+    """Say that the answers are not those of an S3 server: it tells an ETag of what it has."""
+    return TargetRefusedError(
+        f"Cannot upload to the bucket {bucket}: what answers at the endpoint is no S3 server",
+        reason="endpoint",
+        hint="check [sync] endpoint (R2_ENDPOINT: https://ACCOUNT.r2.cloudflarestorage.com)",
+        act=True,
+    )
+
+
+def _elsewhere(bucket: str) -> TargetRefusedError:
+    return TargetRefusedError(
+        f"Cannot upload to the bucket {bucket}: it is in another region",
+        reason="region",
+        hint="check [sync] region (R2: auto) and endpoint (R2_ENDPOINT)",
+        act=True,
+    )
 
 
 def _retry_after_s(exc: ClientError) -> float | None:

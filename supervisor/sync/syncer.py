@@ -27,8 +27,9 @@ from supervisor.errors import (
     TransferError,
     TransientTransferError,
 )
-from supervisor.sync import cleanup, restore
+from supervisor.sync import restore
 from supervisor.sync.backlog import Backlog, PathKey, Work
+from supervisor.sync.cleanup import Cleanup
 from supervisor.sync.examine import Examiner
 from supervisor.sync.ledger import Ledger
 from supervisor.sync.model import MetricsSink, NoMetrics, Tree
@@ -39,7 +40,7 @@ from supervisor.sync.target import FileChangedError, Target, TargetRefusedError
 from supervisor.sync.targets import describe_target, make_target
 from supervisor.sync.tracker import Tracker
 from supervisor.sync.transfer import Transfer
-from supervisor.sync.trees import KeyScheme, user_tree, watched_trees
+from supervisor.sync.trees import OUTPUTS, KeyScheme, user_tree, watched_trees
 from supervisor.sync.waiting import why
 
 _log = logging.getLogger("supervisor.sync")
@@ -59,6 +60,7 @@ class _Running:
     target: Target
     transfer: Transfer
     tracker: Tracker
+    cleanup: Cleanup
 
 
 class Syncer:
@@ -135,7 +137,9 @@ class Syncer:
             set_apart=self._outcomes.set_apart,
             tell=self._outcomes.warn,
         )
-        self._running = _Running(ledger, target, transfer, tracker)
+        told = partial(self._outcomes.report, "sync.undeleted", severity=Severity.WARNING)
+        cleanup = Cleanup(ledger, examiners[OUTPUTS], self._settings, told)
+        self._running = _Running(ledger, target, transfer, tracker, cleanup)
         self._refresh()
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(abandon_orphans, ledger, target, self._trees())
@@ -143,7 +147,7 @@ class Syncer:
             tasks.start_soon(self._dispatch)
             tasks.start_soon(self._prepare, target)
             if self._settings.delete_after_upload:
-                tasks.start_soon(partial(cleanup.run, ledger, examiners, self._settings))
+                tasks.start_soon(cleanup.run)
 
     async def _prepare(self, target: Target) -> None:
         """Load what the target needs once the pod is up: the first image must not wait for it."""
@@ -292,6 +296,9 @@ class Syncer:
         told = [*why(watched, queued, self._outcomes.failed, refused=refused)]
         if more := self._running.tracker.spilled:
             told.append(f"{more} more files wait for their turn")
+        for cause, count, example in self._running.cleanup.undeleted:
+            named = example if count == 1 else f"{count} stored files ({example}, …)"
+            told.append(f"{named} cannot be deleted: {cause}")
         return told
 
     def _hurry(self, *, stay: bool = False) -> None:

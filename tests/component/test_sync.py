@@ -224,12 +224,24 @@ async def test_what_cannot_be_deleted_stands_in_nobodys_way(
     pod = Pod(tmp_path, delete_after_upload=True)
     for number in range(8):
         (pod.source / f"{number}.png").write_bytes(png(str(number)))
+    monkeypatch.setattr(cleanup, "_PAUSE_S", 0.05)
+    monkeypatch.setattr(cleanup, "_MAX_PAUSE_S", 0.1)
     async with pod.running():
         await pod.uploaded(8)
         with anyio.fail_after(DEADLINE_S):
             while len(os.listdir(pod.source)) > 5:  # noqa: PTH208 (names are enough)
                 await anyio.sleep(0.05)
-    assert sorted(contents(pod.source)) == ["0.png", "1.png", "2.png", "3.png", "4.png"]
+        await pod.event("sync.undeleted")
+        await anyio.sleep(0.5)  # more passes
+        assert pod.kinds().count("sync.undeleted") == 1
+        assert any("cannot be deleted" in line for line in pod.syncer.waiting())
+        monkeypatch.setattr(cleanup, "open_regular", real)
+        with anyio.fail_after(DEADLINE_S):
+            while [*pod.source.iterdir()] or pod.syncer.waiting():
+                await anyio.sleep(0.05)
+        monkeypatch.setattr(cleanup, "open_regular", open_regular)
+        (pod.source / "0.png").write_bytes(png("again"))
+        await pod.event("sync.undeleted", 2)
 
 
 async def test_what_failed_for_good_is_not_tried_again_until_somebody_asks(tmp_path: Path) -> None:

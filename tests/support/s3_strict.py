@@ -46,8 +46,9 @@ class Multi:
     parts: dict[int, tuple[int, str, bytes]] = field(default_factory=dict)
 
 
-# Decides per request: None, an HTTP status, "reset", "hang", "lost" (done, then reset),
-# or "torn" (half of the body becomes the object, then reset: no S3 does that, s3rver does).
+# Decides per request: None, an HTTP status (and a code: "403 AccessDenied"), "reset", "hang",
+# "lost" (done, then reset), or "torn" (half of the body becomes the object, then reset: no S3
+# does that, s3rver does).
 Fault = Callable[[web.Request, int], int | str | None]
 
 
@@ -117,6 +118,8 @@ class StrictS3:
         action = self.fault(request, self._count) if self.fault else None
         if isinstance(action, int):
             return error(action, {429: "SlowDown", 503: "SlowDown"}.get(action, "InternalError"))
+        if action and action[0].isdigit():
+            return error(int(action[:3]), action[4:])
         if action == "hang":
             await asyncio.sleep(3600)
         if action == "reset":

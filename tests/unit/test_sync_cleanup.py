@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+import anyio
 import pytest
 
-from supervisor.sync.cleanup import delete_stored
+from supervisor.config.settings import SyncSection
+from supervisor.errors import SupervisorError
+from supervisor.sync.cleanup import Cleanup
 from supervisor.sync.examine import Examiner
 from supervisor.sync.ledger import Ledger
 from supervisor.sync.model import FileState, Identity, Row, Tree
@@ -21,6 +24,7 @@ class Outputs:
         self.ledger = Ledger(root.parent / "sync.db")
         tree = Tree("outputs", root, "outputs", outputs=True)
         self.examiner = Examiner(tree, self.ledger)
+        self.told: list[SupervisorError] = []
 
     def store(self, name: str, *, verified: bool = True, incomplete: bool = False) -> Path:
         path = self.root / name
@@ -40,7 +44,15 @@ class Outputs:
         return path
 
     def clean(self, age_s: float = 0.0) -> int:
-        return delete_stored(self.ledger, self.examiner, age_s)
+        """Clean once; returns how many files are settled by it."""
+        settings = SyncSection(delete_after_s=age_s)
+        before = self.stored()
+        anyio.run(Cleanup(self.ledger, self.examiner, settings, self.told.append).clean)
+        return before - self.stored()
+
+    def stored(self) -> int:
+        row = self.ledger.get("outputs", "x.png")
+        return int(row is not None and row.state is FileState.STORED)
 
 
 @pytest.fixture

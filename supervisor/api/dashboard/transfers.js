@@ -64,7 +64,7 @@ function rowOf(file) {
 export function sync(snapshot) {
   const { sync: found } = snapshot;
   byId("sync-actions").hidden = !found.enabled;
-  byId("sync-retry").hidden = !found.failed;
+  byId("sync-retry").hidden = !(found.failed || found.blocked);
   replace(byId("sync"), found, () => {
     if (!found.enabled) return [make("p", { class: "quiet" }, "Outputs stay on this pod: sync is off.")];
     const stored = found.uploaded + (found.uploaded_bytes ? ` (${size(found.uploaded_bytes)})` : "");
