@@ -181,6 +181,23 @@ async def test_who_is_waited_for_gets_the_next_connection(
     assert done == ["urgent", "required", "first"]
 
 
+@pytest.mark.parametrize("offered", [False, True], ids=["waiting", "offered"])
+async def test_who_gives_up_keeps_no_connection(offered: bool) -> None:
+    """Also when the one that was waited for is handed over in the same moment."""
+    gate = HostGate(1)
+    await gate.acquire("host", 0)
+    async with anyio.create_task_group() as group:
+        group.start_soon(gate.acquire, "host", 0)
+        await anyio.wait_all_tasks_blocked()
+        group.cancel_scope.cancel()
+        if offered:
+            gate.release("host")
+    if not offered:
+        gate.release("host")
+    with anyio.fail_after(10):
+        await gate.acquire("host", 0)
+
+
 async def test_a_long_pause_is_left_to_the_caller(tmp_path: Path) -> None:
     """It has other files to fetch meanwhile."""
 

@@ -121,6 +121,28 @@ async def test_a_cancelled_transfer_leaves_no_task_or_descriptor_and_resumes(
         only(tmp_path, "model.bin")
 
 
+async def test_a_slow_transfer_is_made_safe_before_it_has_filled_a_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    safe = anyio.Event()
+    checkpoint = PartFile.checkpoint
+
+    def seen(part: PartFile) -> None:
+        checkpoint(part)
+        if part.blocks:
+            anyio.from_thread.run_sync(safe.set, token=token)
+
+    token = anyio.lowlevel.current_token()
+    monkeypatch.setattr(PartFile, "checkpoint", seen)
+    async with serve(DATA, lambda _: Fault(stall_after=300_000)) as origin:
+        engine = make(connections=1, stall_timeout_s=600.0)
+        async with engine, anyio.create_task_group() as group:
+            group.start_soon(engine.fetch, wanted(tmp_path, origin.url), Direct(), Log())
+            with anyio.fail_after(60):
+                await safe.wait()
+            group.cancel_scope.cancel()
+
+
 async def test_damage_on_the_disk_is_repaired_by_fetching_only_that(tmp_path: Path) -> None:
     async with serve(DATA, lambda _: Fault(bytes_per_s=2e6)) as origin, make() as engine:
         request = wanted(tmp_path, origin.url, sha256=origin.sha256)
