@@ -5,13 +5,16 @@ from __future__ import annotations
 import difflib
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import Any, TypeVar, get_args
 from urllib.parse import quote, urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic_core import ErrorDetails
 
 from supervisor.api.context import ApiContext, LogRecord, RestoreKind
+from supervisor.config.keys import dotted
+from supervisor.config.problems import nearest, reason_of
 from supervisor.config.settings import ModelFile
 from supervisor.core.clock import iso_utc
 from supervisor.errors import (
@@ -93,6 +96,12 @@ class AddModelBody(ModelFile):
         return ModelFile.model_validate(self.model_dump(exclude={"now"}))
 
 
+class NamesBody(_Body):
+    """Files, or bundles and folders as a whole, as ``GET /v1/models`` names them."""
+
+    names: tuple[str, ...] = Field(min_length=1)
+
+
 class FlushBody(_Body):
     """How long to wait for the uploads."""
 
@@ -131,15 +140,30 @@ def parse_body(model: type[B], raw: bytes) -> B:
     try:
         return model.model_validate_json(raw or b"{}")
     except ValidationError as exc:
-        problems = "; ".join(_problem(error) for error in exc.errors())
+        errors = exc.errors()
         raise ControlError(
-            f"Cannot read the request: {problems}", status=422, code="invalid-body"
+            f"Cannot read the request: {'; '.join(map(_problem, errors))}",
+            hint=_hint(model, errors[0]),
+            status=422,
+            code="invalid-body",
         ) from exc
 
 
-def _problem(error: Mapping[str, Any]) -> str:
-    where = ".".join(str(part) for part in error["loc"])
-    return f"{where}: {error['msg']}" if where else str(error["msg"])
+def _problem(error: ErrorDetails) -> str:
+    where = dotted(error["loc"])
+    if error["type"].startswith("json"):
+        return "it is no JSON"
+    if where == "" and error["type"] == "model_type":
+        return "it is no JSON object"
+    return f"{where} {reason_of(error)}" if where else reason_of(error)
+
+
+def _hint(model: type[BaseModel], error: ErrorDetails) -> str | None:
+    names, where = model.model_fields, error["loc"]
+    known = f"known here: {', '.join(names) or 'nothing'}"
+    if error["type"] == "extra_forbidden":
+        return nearest(str(where[-1]), names) or known
+    return None if where else known
 
 
 def unknown(kind: str, name: str, known: Iterable[str]) -> ControlError:

@@ -12,7 +12,7 @@ TYPE_CHECKING = False  # spares the import of typing; type checkers know the nam
 if TYPE_CHECKING:
     from typing import NoReturn
 
-_WIDTH = 90
+_WIDTH = 80
 
 
 class Parser(argparse.ArgumentParser):

@@ -25,6 +25,7 @@ _REASONS = {
     "dict_type": "must be a table",
     "model_type": "must be a table",
     "missing": "is required",
+    "extra_forbidden": "is not known here",
 }
 _LONGEST_VALUE = 80
 
@@ -101,7 +102,7 @@ def _problem(path: KeyPath, details: ErrorDetails, layers: Layers) -> ConfigProb
         reason = f"must be one of {', '.join(choices)}"
         hint = nearest(str(given).lower(), choices)
     else:
-        reason = _reason(details)
+        reason = reason_of(details)
     value = None if kind in ("missing", "value_error") else shown(path, given)
     if kind == "string_type" and isinstance(given, int | float):
         hint = f'write it in quotes: "{value}"'
@@ -130,7 +131,8 @@ def _unknown_key(path: KeyPath, value: Any, layers: Layers) -> ConfigProblem:
     )
 
 
-def _reason(details: ErrorDetails) -> str:
+def reason_of(details: ErrorDetails) -> str:
+    """Say what a value must be, in words of our own."""
     kind, context = details["type"], details.get("ctx", {})
     match kind:
         case "greater_than_equal" | "less_than_equal" | "greater_than" | "less_than":
@@ -143,5 +145,7 @@ def _reason(details: ErrorDetails) -> str:
             return "must not be empty"
         case "value_error":
             return str(context["error"])
+        case "literal_error":
+            return f"must be {context['expected']}"
     family = kind.split("_")[0]
     return _REASONS.get(kind) or _REASONS.get(family) or details["msg"].lower()

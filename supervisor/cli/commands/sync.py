@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
     from typing import Any
 
+_LONGEST_FLUSH_S = 86400.0
 _KINDS = ("workflows", "input", "settings")
 
 
@@ -20,16 +21,35 @@ def configure(parser: ArgumentParser) -> None:
     actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
     flush = actions.add_parser("flush", help="upload all that is finished; 1 when some is left")
     flush.add_argument(
-        "--timeout", type=float, default=60.0, metavar="S", help="seconds to wait (60)"
+        "--timeout", type=_seconds, default=60.0, metavar="S", help="seconds to wait (60)"
     )
     restore = actions.add_parser("restore", help="bring files back from the bucket")
-    restore.add_argument("kinds", nargs="*", metavar="KIND", help=" | ".join(_KINDS))
+    restore.add_argument("kinds", nargs="*", type=_kind, metavar="KIND", help=" | ".join(_KINDS))
     others = (
         actions.add_parser("status", help="what is stored and what waits"),
         actions.add_parser("retry", help="try failed uploads now"),
     )
     for action in (flush, restore, *others):
         action.add_argument("--json", action="store_true", help="write JSON")
+
+
+def _kind(text: str) -> str:
+    """One kind; argparse's own choices refuse an empty list of them."""
+    if text not in _KINDS:
+        from argparse import ArgumentTypeError  # noqa: PLC0415 - for typos only
+
+        raise ArgumentTypeError(f"there is no {text}, only {', '.join(_KINDS)}")
+    return text
+
+
+def _seconds(text: str) -> float:
+    seconds = float(text)
+    if not 0 <= seconds <= _LONGEST_FLUSH_S:
+        raise ValueError(text)
+    return seconds
+
+
+_seconds.__name__ = "number of seconds"  # argparse says "invalid … value"
 
 
 def run(args: Namespace, environ: Mapping[str, str]) -> int:
