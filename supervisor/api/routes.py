@@ -17,6 +17,7 @@ from supervisor.api.schema import (
     EmptyBody,
     FlushBody,
     KeepBody,
+    NamesBody,
     ReloadBody,
     RestartBody,
     RestoreBody,
@@ -79,6 +80,7 @@ class Routes:
             get("/v1/stream", self.stream),
             get("/v1/models", self.models),
             post("/v1/models", self.add_model),
+            *(post(f"/v1/models/{act}", self.steer_models) for act in ("first", "retry", "cancel")),
             get("/v1/sync", self.sync),
             post("/v1/sync/flush", self.flush),
             post("/v1/sync/retry", self.retry),
@@ -257,6 +259,15 @@ class Routes:
             raise ControlError(message, hint=hint, status=422, code="invalid-body") from exc
         models.add(wanted, now=body.now)
         return answer({"name": wanted.name, "destination": str(wanted.destination)}, status=202)
+
+    async def steer_models(self, request: web.Request) -> web.Response:
+        """Move files to the front of the queue, try them again, or leave them out."""
+        models = self._part(self._context.models, "fetch models")
+        body = await self._body(request, NamesBody)
+        actions = {"first": models.prioritise, "retry": models.retry, "cancel": models.cancel}
+        for name in body.names:
+            actions[request.path.rpartition("/")[2]](name)
+        return answer({"names": list(body.names)})
 
     async def flush(self, request: web.Request) -> web.Response:
         """Upload all that is finished."""

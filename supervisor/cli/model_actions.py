@@ -8,11 +8,13 @@ from argparse import Namespace
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
+from http import HTTPStatus
 from pathlib import Path
 
 import anyio
 
 from supervisor.cli.configuration import load_for, refuse_misspellings
+from supervisor.cli.daemon import connect_daemon
 from supervisor.cli.environment import color_allowed
 from supervisor.cli.local_models import wanted_requests
 from supervisor.cli.model_lines import download_lines
@@ -23,13 +25,14 @@ from supervisor.config.load import LoadedSettings
 from supervisor.config.settings import ModelsSection
 from supervisor.core.status import DownloadsStatus, DownloadState
 from supervisor.download.request import DownloadRequest
-from supervisor.errors import ControlError, ExitCode
+from supervisor.errors import ControlError, DaemonUnreachableError, ExitCode
 from supervisor.models.operations import StatusCallback, evict, pull, verify
 from supervisor.models.organizer import organize
 from supervisor.models.verifier import Verdict, Verified, discard_damaged
 from supervisor.models.workflow_plan import Finding, Item
 
 _NAME_WIDTH = 36
+_ANSWER_S = 5.0
 
 
 def run(args: Namespace, environ: Mapping[str, str]) -> int:
@@ -47,6 +50,7 @@ def pull_items(
         if item.reason:
             print(f"supervisor: {clean(item.key)}: {clean(item.reason)}", file=sys.stderr)
     requests = [item.request for item in items if item.request is not None]
+    _hasten(requests, environ)
     code = _fetch(args, loaded.settings.models, environ, requests)
     return ExitCode.NO if lost else code
 
@@ -56,7 +60,25 @@ def pull_items(
 
 def _pull(args: Namespace, loaded: LoadedSettings, environ: Mapping[str, str]) -> int:
     requests = wanted_requests(loaded, environ, args.names)
+    if args.now:
+        _hasten(requests, environ)
     return _fetch(args, loaded.settings.models, environ, requests)
+
+
+def _hasten(requests: Sequence[DownloadRequest], environ: Mapping[str, str]) -> None:
+    """Have a running daemon put files first, so that two do not share the line with others.
+
+    It may not run, or not want them: then they are fetched here alone.
+    """
+    client = connect_daemon(environ)
+    for request in requests:
+        try:
+            client.post("/v1/models/first", {"names": [request.name]}, timeout_s=_ANSWER_S)
+        except DaemonUnreachableError:
+            return
+        except ControlError as error:
+            if error.status != HTTPStatus.NOT_FOUND:
+                return
 
 
 def _fetch(

@@ -176,41 +176,43 @@ class ModelManager:
         self._touch()
 
     def prioritise(self, name: str) -> None:
-        """Put a waiting file first; it does not wait for a free slot.
+        """Put a file, bundle or folder first; it does not wait for a free slot.
 
         Raises:
             ControlError: there is no such file.
         """
-        self._wanted.find(name).urgent = True
-        self._touch()
+        for job in self._wanted.named(name):
+            job.urgent = True
+        self.retry(name)
 
     def retry(self, name: str) -> None:
-        """Try a failed or cancelled file again, or a waiting one at once.
+        """Try what failed or was cancelled again, and what waits for its next try at once.
 
         Raises:
             ControlError: there is no such file.
         """
-        job = self._wanted.find(name)
-        if job.ended and job.state is not DownloadState.DONE:
-            job.requeue(urgent=job.urgent)
-        job.not_before_s = 0.0
+        for job in self._wanted.named(name):
+            if job.ended and job.state is not DownloadState.DONE:
+                job.requeue(urgent=job.urgent)
+            job.not_before_s = 0.0
         self._touch()
 
     def cancel(self, name: str) -> None:
-        """Stop a file and leave it out; its partial bytes stay for a later retry.
+        """Stop files and leave them out; their partial bytes stay for a later retry.
 
         Raises:
-            ControlError: there is no such file, or it is already in place.
+            ControlError: there is no such file, or all of it is already in place.
         """
-        job = self._wanted.find(name)
-        if job.state is DownloadState.DONE:
+        jobs = [j for j in self._wanted.named(name) if j.state is not DownloadState.DONE]
+        if not jobs:
             raise ControlError(
                 f"Cannot cancel {name}: it is already in place", status=409, code="conflict"
             )
-        self._end(job, DownloadState.SKIPPED, error="cancelled")
-        self.outcomes.cancelled(job.request)
-        if job.scope is not None:
-            job.scope.cancel()
+        for job in jobs:
+            self._end(job, DownloadState.SKIPPED, error="cancelled")
+            self.outcomes.cancelled(job.request)
+            if job.scope is not None:
+                job.scope.cancel()
 
     # -- jobs ---------------------------------------------------------------------------
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from itertools import count
 
+from supervisor.config.problems import nearest
 from supervisor.core.status import DownloadState
 from supervisor.download.request import DownloadRequest
 from supervisor.errors import ControlError, PermanentTransferError
@@ -25,18 +26,20 @@ class Wanted:
         """What was asked for, folders as the files they stand for."""
         return tuple(job.request for job in self.jobs.values())
 
-    def find(self, name: str) -> Job:
-        """The job of that name.
+    def named(self, name: str) -> list[Job]:
+        """The jobs that a name stands for: a file, or all of a bundle or folder.
 
         Raises:
             ControlError: there is none.
         """
-        try:
-            return self.jobs[name]
-        except KeyError:
+        found = [j for j in self.jobs.values() if name in (j.request.name, self.group(j))]
+        if not found:
+            known = {*self.jobs, *map(self.group, self.jobs.values())}
+            hint = nearest(name, known) or "`supervisor models list` names them"
             raise ControlError(
-                f"Cannot find a download named {name}", status=404, code="not-found"
-            ) from None
+                f"Cannot find a download named {name}", hint=hint, status=404, code="not-found"
+            )
+        return found
 
     def insert(self, request: DownloadRequest, *, urgent: bool = False) -> None:
         """Take one more file in; one that is there already changes nothing.

@@ -79,9 +79,19 @@ class Sync:
 @dataclass
 class Models:
     added: list[tuple[DownloadRequest, bool]] = field(default_factory=list)
+    steered: list[tuple[str, str]] = field(default_factory=list)
 
     def add(self, request: DownloadRequest, *, now: bool = False) -> None:
         self.added.append((request, now))
+
+    def prioritise(self, name: str) -> None:
+        self.steered.append(("first", name))
+
+    def retry(self, name: str) -> None:
+        self.steered.append(("retry", name))
+
+    def cancel(self, name: str) -> None:
+        self.steered.append(("cancel", name))
 
 
 @dataclass

@@ -98,11 +98,20 @@ async def test_hanging_up_gives_up_the_wait(tmp_path: Path) -> None:
         ("/v1/services/comfui/stop", None, 404, "did you mean comfyui?"),
         ("/v1/services/comfyui/signal", {"signal": "NONE"}, 400, "no such signal"),
         ("/v1/services/comfyui/signal", {}, 422, "signal"),
-        ("/v1/services/comfyui/restart", {"nwo": True}, 422, "nwo"),
+        (
+            "/v1/services/comfyui/restart",
+            {"nwo": True},
+            422,
+            "nwo is not known here did you mean now",
+        ),
+        ("/v1/services/comfyui/restart", {"now": "soon"}, 422, "now must be true or false"),
+        ("/v1/services/comfyui/restart", [], 422, "no JSON object"),
+        ("/v1/models/cancel", {"names": []}, 422, "names must not be empty"),
+        ("/v1/models/hide", {"names": ["x"]}, 404, "Cannot POST /v1/models/hide"),
         ("/v1/models", {"to": "loras/"}, 409, "Cannot fetch models"),
         ("/v1/idle/keep", {"seconds": 5}, 409, "ENABLE_IDLE_SHUTDOWN"),
         ("/v1/ladder/reset", {}, 409, "Cannot reset the ladder"),
-        ("/v1/sync/restore", {"kinds": ["all"]}, 422, "kinds"),
+        ("/v1/sync/restore", {"kinds": ["all"]}, 422, "kinds[0] must be 'workflows'"),
         ("/v1/nothing", None, 404, "Cannot POST /v1/nothing"),
     ],
 )
@@ -135,6 +144,18 @@ async def test_a_model_is_added(tmp_path: Path) -> None:
             422,
             "Cannot fetch the file: nothing says where it goes",
         )
+
+
+async def test_models_are_steered_by_name(tmp_path: Path) -> None:
+    async with serving(tmp_path) as server:
+        models = server.context.models
+        assert isinstance(models, Models)
+        for action in ("first", "retry", "cancel"):
+            answer = await post(server, f"/v1/models/{action}", {"names": ["vae/a.bin", "b"]})
+            assert answer == (200, {"names": ["vae/a.bin", "b"]})
+        assert models.steered == [
+            (action, name) for action in ("first", "retry", "cancel") for name in ("vae/a.bin", "b")
+        ]
 
 
 async def test_rescue_mode_says_why_nothing_works(tmp_path: Path) -> None:

@@ -358,6 +358,57 @@ def test_init_mode_needs_no_configuration(run: Run, tmp_path: Path) -> None:
     assert run("run", "--", "/nowhere/x").returncode == 127
 
 
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (("sync", "restore", "outputs"), "only workflows, input, settings"),
+        (("sync", "flush", "--timeout", "nan"), "number of seconds"),
+        (("sync", "flush", "--timeout", "-1"), "number of seconds"),
+        (("models", "cancel"), "NAME"),
+    ],
+)
+def test_what_cannot_be_meant_is_a_usage_error(
+    run: Run, daemon: Daemon, words: tuple[str, ...], told: str
+) -> None:
+    done = run(*words)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert told in done.stderr
+    assert not daemon.requests
+
+
+def test_models_under_way_are_steered(run: Run, daemon: Daemon) -> None:
+    daemon.answers["POST /v1/models/cancel"] = {"names": ["loras/a"]}
+    done = run("models", "cancel", "loras/a")
+    assert (done.returncode, done.stdout) == (0, "left out: loras/a\n")
+    daemon.answers["POST /v1/models/retry"] = {"names": ["b"]}
+    assert json.loads(run("models", "retry", "b", "--json").stdout) == {"names": ["b"]}
+    assert daemon.requests == [
+        ("POST", "/v1/models/cancel", {"names": ["loras/a"]}),
+        ("POST", "/v1/models/retry", {"names": ["b"]}),
+    ]
+
+
+def test_a_running_daemon_is_told_what_is_pulled_now(
+    run: Run, daemon: Daemon, tmp_path: Path
+) -> None:
+    (tmp_path / "there.bin").write_bytes(b"model")
+    config = tmp_path / "supervisor.toml"
+    config.write_text(
+        f'[comfyui]\nroot = "{tmp_path}/none"\n[models]\nbundles = []\n'
+        f'directory = "{tmp_path}/models"\n[[models.files]]\n'
+        f'url = "file://{tmp_path}/there.bin"\nto = "vae/there.bin"\n'
+    )
+    unknown = {"error": {"code": "not-found", "message": "Cannot find it", "hint": None}}
+    daemon.answers["POST /v1/models/first"] = (404, unknown)
+    done = run("models", "pull", "--now", "--config", str(config), "vae/there.bin")
+    assert done.returncode == 0, done.stderr
+    assert daemon.requests == [("POST", "/v1/models/first", {"names": ["vae/there.bin"]})]
+    assert (tmp_path / "models/vae/there.bin").read_bytes() == b"model"
+    daemon.requests.clear()
+    assert run("models", "pull", "--config", str(config)).returncode == 0
+    assert not daemon.requests
+
+
 def test_check(run: Run, tmp_path: Path) -> None:
     good, bad = tmp_path / "good.toml", tmp_path / "bad.toml"
     good.write_text("[health]\nport = 9000\n")

@@ -371,6 +371,23 @@ async def test_add_cancel_and_prioritise_at_run_time(tmp_path: Path) -> None:
     assert not rig.manager.busy
 
 
+async def test_a_bundle_is_steered_as_a_whole(tmp_path: Path) -> None:
+    rig = make(tmp_path, concurrent=1)
+    rig.engine.held = {"first"}
+    one, two = (replace(rig.request(n, 300), bundle="b") for n in ("one", "two"))
+    async with rig.running(rig.request("first", 100), rig.request("other", 200), one, two):
+        await rig.until("first", DownloadState.ACTIVE)
+        rig.manager.cancel("b")
+        await rig.until("two", DownloadState.SKIPPED)
+        rig.manager.prioritise("b")  # which also takes the cancellation back
+        await rig.until("one", DownloadState.DONE)
+        await rig.until("two", DownloadState.DONE)
+        assert rig.file("other").state is DownloadState.QUEUED
+        with pytest.raises(ControlError) as caught:
+            rig.manager.retry("othr")
+        assert caught.value.hint == "did you mean other?"
+
+
 async def test_readiness_waits_for_required_files(tmp_path: Path) -> None:
     rig = make(tmp_path)
     rig.engine.held = {"needed"}

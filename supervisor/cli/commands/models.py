@@ -31,6 +31,13 @@ def configure(parser: ArgumentParser) -> None:
     add.add_argument("--sha256", help="expected hash")
     add.add_argument("--now", action="store_true", help="before everything else")
     add_json(add)
+    for name, about in (
+        ("cancel", "leave files out until they are asked for again"),
+        ("retry", "try failed and cancelled files again, at once"),
+    ):
+        steer = actions.add_parser(name, help=about)
+        steer.add_argument("names", nargs="+", metavar="NAME", help="files or bundles")
+        add_json(steer)
     check = actions.add_parser("check", help="can everything be had? no daemon needed")
     check.add_argument("names", nargs="*", metavar="NAME", help="only these")
     add_config(check)
@@ -51,6 +58,9 @@ def _configure_local(actions: Any) -> None:
     """Declare what works on the files themselves, with or without a daemon."""
     pull = actions.add_parser("pull", help="fetch what is configured; no daemon needed")
     pull.add_argument("names", nargs="*", metavar="NAME", help="only these")
+    pull.add_argument(
+        "--now", action="store_true", help="a running daemon puts them before all others"
+    )
     pull.add_argument("--check", action="store_true", help="ask for size and access, fetch nothing")
     verify = actions.add_parser("verify", help="hash what is there; 1 when something is damaged")
     verify.add_argument("names", nargs="*", metavar="NAME", help="only these")
@@ -69,7 +79,14 @@ def _configure_local(actions: Any) -> None:
 
 def run(args: Namespace, environ: Mapping[str, str]) -> int:
     """Do what was asked."""
-    actions = {"list": _list, "add": _add, "check": _check, "workflow": _workflow}
+    actions = {
+        "list": _list,
+        "add": _add,
+        "cancel": _steer,
+        "retry": _steer,
+        "check": _check,
+        "workflow": _workflow,
+    }
     if args.action == "pull" and args.check:
         return _check(args, environ)
     if args.action in actions:
@@ -124,6 +141,16 @@ def _add(args: Namespace, environ: Mapping[str, str]) -> int:
 
         source = clean(Redactor().redact(args.source))
         print(f"queued; `supervisor models list` shows it ({source})")
+    return ExitCode.DONE
+
+
+def _steer(args: Namespace, environ: Mapping[str, str]) -> int:
+    answer = connect_daemon(environ).post(f"/v1/models/{args.action}", {"names": args.names})
+    if args.json:
+        print_json(answer)
+    else:
+        done = {"cancel": "left out", "retry": "tried again"}[args.action]
+        print(f"{done}: {', '.join(map(clean, answer['names']))}")
     return ExitCode.DONE
 
 
