@@ -86,17 +86,25 @@ def _safetensors(file: BinaryIO, size: int) -> ModelHeader:
     (length,) = struct.unpack("<Q", _exactly(file, 8))
     if length > _MAX_HEADER_BYTES:
         raise ValueError("it is no safetensors file")
-    data: dict[str, Any] = json.loads(_exactly(file, length))
-    metadata = data.pop("__metadata__", None) or {}
-    shapes = {name: tuple(tensor["shape"]) for name, tensor in data.items()}
-    end = max((tensor["data_offsets"][1] for tensor in data.values()), default=0)
+    data = json.loads(_exactly(file, length))
+    if not isinstance(data, dict):
+        raise TypeError("it is no safetensors file")
+    metadata = data.pop("__metadata__", None)
+    shapes = {name: tuple(map(_whole, tensor["shape"])) for name, tensor in data.items()}
+    end = max((_whole(tensor["data_offsets"][1]) for tensor in data.values()), default=0)
     return ModelHeader(
         Format.SAFETENSORS,
         size,
-        {str(k): str(v) for k, v in metadata.items()},
+        {str(k): str(v) for k, v in metadata.items()} if isinstance(metadata, dict) else {},
         shapes,
         complete=size >= 8 + length + end,
     )
+
+
+def _whole(number: object) -> int:
+    if not isinstance(number, int) or number < 0:
+        raise ValueError("a tensor has no such shape or place")
+    return number
 
 
 _GGUF_NUMBERS = {0: "b", 1: "b", 2: "h", 3: "h", 4: "i", 5: "i", 6: "f", 7: "b", 10: "q", 11: "q",

@@ -130,6 +130,8 @@ class Organizer:
         self._bus = bus
         self._seen: dict[Path, tuple[int, int]] = {}
         self._told: dict[Path, Action] = {}
+        self._waiting: list[Placed] = []
+        self._stuck: set[tuple[Path, tuple[int, int]]] = set()
         self._changed = anyio.Event()
 
     async def run(
@@ -149,9 +151,11 @@ class Organizer:
                 with anyio.move_on_after(delay_s if unsettled else _RESCAN_INTERVAL_S):
                     await self._changed.wait()
                 await self.sort()
-                # A file that never becomes complete is looked at ever more seldom.
+                # A file that never becomes complete is looked at ever more seldom, and told.
                 grows = before != self._seen
                 delay_s = _SETTLE_S if grows else min(delay_s * 2, _RESCAN_INTERVAL_S)
+                if delay_s >= _RESCAN_INTERVAL_S:
+                    self._tell_stuck()
 
     async def _watch(self) -> None:
         from watchfiles import awatch  # noqa: PLC0415 - loaded after ComfyUI's launch
@@ -178,6 +182,7 @@ class Organizer:
             if self._told.get(file.source) is not file.action:
                 self._tell(file)
         self._told = {f.source: f.action for f in summary.files}
+        self._waiting = [f for f in summary.files if f.action is Action.INCOMPLETE]
         return summary
 
     def _settled(self, path: Path, info: os.stat_result) -> bool:
@@ -185,6 +190,16 @@ class Organizer:
         now = (info.st_size, info.st_mtime_ns)
         before, self._seen[path] = self._seen.get(path), now
         return before == now
+
+    def _tell_stuck(self) -> None:
+        """Say once of a file that it is not whole and nobody goes on writing it."""
+        stuck = {(f.source, self._seen.get(f.source, (0, 0))): f for f in self._waiting}
+        for key, file in stuck.items():
+            if key not in self._stuck:
+                name = file.source.name
+                message = f"Cannot sort {name}: it is not whole and does not grow ({file.reason})"
+                self._publish(file, message, Severity.WARNING)
+        self._stuck = set(stuck)
 
     def _tell(self, file: Placed) -> None:
         name = file.source.name
@@ -197,9 +212,16 @@ class Organizer:
             severity = Severity.WARNING
         else:
             return
+        self._publish(file, message, severity)
+
+    def _publish(self, file: Placed, message: str, severity: Severity) -> None:
         log.log(logging.WARNING if severity is Severity.WARNING else logging.INFO, "%s", message)
         self._bus.publish(
-            "models.organized", message, severity=severity, subject=name, **file.to_json()
+            "models.organized",
+            message,
+            severity=severity,
+            subject=file.source.name,
+            **file.to_json(),
         )
 
 

@@ -166,13 +166,22 @@ class Preflight:
     async def _check_into(
         self, answers: dict[int, list[Checked]], index: int, request: DownloadRequest
     ) -> None:
-        async with self._limit:
-            try:
+        try:
+            async with self._limit:
                 children = await self.expand(request)
-            except TransferError as exc:
-                answers[index] = [Checked(request, error=exc)]
-                return
-            answers[index] = [await self._check_one(child) for child in children]
+        except TransferError as exc:
+            answers[index] = [Checked(request, error=exc)]
+            return
+        found: dict[int, Checked] = {}
+
+        async def check(number: int, child: DownloadRequest) -> None:
+            async with self._limit:
+                found[number] = await self._check_one(child)
+
+        async with anyio.create_task_group() as group:
+            for number, child in enumerate(children):
+                group.start_soon(check, number, child)
+        answers[index] = [found[number] for number in range(len(children))]
 
     async def _check_one(self, request: DownloadRequest) -> Checked:
         size = await anyio.to_thread.run_sync(_size_of, request.destination)

@@ -37,7 +37,8 @@ class HubReference:
         return not self.path or self.path.endswith("/")
 
     def __str__(self) -> str:
-        revision = "" if self.revision == DEFAULT_REVISION else f"@{self.revision}"
+        plain = self.revision == DEFAULT_REVISION and "@" not in self.path
+        revision = "" if plain else f"@{self.revision}"
         return f"{self.repo}:{self.path}{revision}"
 
     def page(self, endpoint: str = HUGGING_FACE) -> str:
@@ -116,7 +117,7 @@ def recognise(
         raise ValueError("write an address that starts with https://, http:// or file://")
     hub = _hosts(HUGGING_FACE, "https://hf.co")
     if parts.netloc in _hosts(hf_endpoint) | hub:
-        reference = _from_hub_path(unquote(parts.path))
+        reference = _from_hub_path(parts.path)
         # "/a/b" on a mirror may be anything; on the hub it is a repository.
         if reference is not None and (reference.path or parts.netloc in hub):
             return "huggingface", str(reference)
@@ -139,7 +140,10 @@ def _hosts(*endpoints: str) -> frozenset[str]:
 
 
 def _from_hub_path(path: str) -> HubReference | None:
-    parts = path.strip("/").split("/")
+    # A revision such as refs/pr/1 is one part when it is escaped, else three.
+    parts = [unquote(part) for part in path.strip("/").split("/")]
+    if parts[3:4] == ["refs"] and parts[4:5] in (["pr"], ["convert"]):
+        parts[3:6] = ["/".join(parts[3:6])]
     if len(parts) < 2 or parts[0] in _NOT_OWNERS:
         return None
     repo = "/".join(parts[:2])

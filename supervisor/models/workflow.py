@@ -253,7 +253,8 @@ def folder_of_input(name: str) -> str | None:
 
 
 def _enabled(node: Mapping[str, Any]) -> bool:
-    return node.get("mode") not in _INACTIVE_MODES
+    mode = node.get("mode")
+    return not (isinstance(mode, int) and mode in _INACTIVE_MODES)
 
 
 def _dicts(value: Any) -> list[dict[str, Any]]:

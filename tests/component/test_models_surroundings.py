@@ -98,3 +98,24 @@ async def test_room_reserved_by_a_file_under_way_is_not_counted_twice(tmp_path: 
         assert await preflight.without_room([waiting], [moving], lambda j: j.request.name) == {}
     finally:
         os.close(descriptor)
+
+
+async def test_the_files_of_a_folder_are_asked_about_side_by_side(tmp_path: Path) -> None:
+    class Barrier:
+        """Answers about nobody before it was asked about four."""
+
+        asked = 0
+
+        async def expand(self, request: DownloadRequest) -> tuple[DownloadRequest, ...]:
+            return tuple(DownloadRequest(f"f/{n}", "", tmp_path / str(n)) for n in range(4))
+
+        async def resolve(self, request: DownloadRequest) -> Resolved:
+            self.asked += 1
+            while self.asked < 4:
+                await anyio.sleep(0.01)
+            return Resolved(url=request.url, size_bytes=1)
+
+    folder = DownloadRequest("f", "", tmp_path, directory=True)
+    with anyio.fail_after(30):
+        checked = await Preflight({"http": Barrier()}).check([folder])
+    assert [c.request.name for c in checked] == ["f/0", "f/1", "f/2", "f/3"]

@@ -57,6 +57,8 @@ class Hub:
     page_size: int = 2
     outages: list[tuple[int, dict[str, str]]] = field(default_factory=list)
     silent: bool = False  # hangs up on everybody
+    # path → status, headers and body of an answer that no hub gives
+    odd: dict[str, tuple[int, dict[str, str], bytes]] = field(default_factory=dict)
     corrupt: set[str] = field(default_factory=set)  # hashes whose bytes arrive damaged
     expired: set[str] = field(default_factory=set)  # signatures that are no longer valid
     # hash → bytes after which the storage hangs up and its address is no longer valid
@@ -117,6 +119,9 @@ class Hub:
         )
         if self.silent and request.transport is not None:
             request.transport.close()
+        if request.path in self.odd:
+            status, headers, body = self.odd[request.path]
+            return web.Response(status=status, headers=headers, body=body)
         if self.outages:
             status, headers = self.outages.pop(0)
             return web.Response(status=status, headers=headers)

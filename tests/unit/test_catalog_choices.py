@@ -212,6 +212,14 @@ def test_no_advice_where_none_helps(environ: dict[str, str], vram_mib: int) -> N
     assert ";" not in refused.reason
 
 
+def test_a_misspelled_choice_names_the_nearest_and_stops_nobody_else() -> None:
+    environ = {"ENABLE_VIBEVOICE": "true", "VIBEVOICE_MODEL": "larg", "WAN_480P": "true"}
+    found = plan(environ, vram_mib=24_000)
+    (refused,) = found.refused
+    assert "did you mean 'Large'?" in refused.reason
+    assert {r.bundle for r in found.requests} == {"wan_480p"}
+
+
 def test_flux_fits_a_usual_card_unless_told_otherwise() -> None:
     on = {"ENABLE_FLUX": "true"}
     assert not plan(on, vram_mib=24_000).refused

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 
@@ -138,6 +139,38 @@ def test_broken_headers_are_told_not_raised(tmp_path: Path, data: bytes) -> None
         path.write_bytes(data)
         header = read_header(path)
         assert header.error or (header.complete and not header.shapes)
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        None,
+        "text",
+        [1],
+        {"a": None},
+        {"a": {"shape": "ab", "data_offsets": [0, 4]}},
+        {"a": {"shape": [-1], "data_offsets": [0, 4]}},
+        {"a": {"shape": [1.5], "data_offsets": [0, 4]}},
+        {"a": {"shape": [4], "data_offsets": [0, None]}},
+        {"a": {"shape": [4], "data_offsets": 5}},
+    ],
+)
+def test_a_header_that_is_json_and_no_header_ends_nothing(tmp_path: Path, header: object) -> None:
+    text = json.dumps(header).encode()
+    path = tmp_path / "d/x.safetensors"
+    path.parent.mkdir()
+    path.write_bytes(len(text).to_bytes(8, "little") + text + b"0000")
+    (file,) = organize(path.parent, tmp_path / "m").files
+    assert file.action is Action.INCOMPLETE
+    assert "unreadable header" in file.reason
+
+
+def test_metadata_of_another_shape_is_none(tmp_path: Path) -> None:
+    text = json.dumps({"__metadata__": ["x"], "a": {"shape": [1], "data_offsets": [0, 4]}}).encode()
+    path = tmp_path / "x.safetensors"
+    path.write_bytes(len(text).to_bytes(8, "little") + text + b"0000")
+    assert read_header(path).shapes == {"a": (1,)}
+    assert read_header(path).complete
 
 
 @given(st.binary(max_size=200))
@@ -298,3 +331,31 @@ async def test_a_name_that_is_no_text_ends_neither_the_watch_nor_anything_else(
             while not (models / "vae/b.safetensors").exists():
                 await anyio.sleep(0.05)
             group.cancel_scope.cancel()
+
+
+@pytest.mark.anyio
+async def test_a_file_that_stays_half_is_told_once(
+    folders: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("supervisor.models.organizer._RESCAN_INTERVAL_S", 0.2)
+    monkeypatch.setattr("supervisor.models.organizer._SETTLE_S", 0.1)
+    downloads, models = folders
+    bus = EventBus()
+    safetensors(downloads / "cut.safetensors", TENSORS["sd vae"][0], truncate=3)
+
+    def told() -> list[str]:
+        return [e.message for e in bus.recent() if e.subject == "cut.safetensors"]
+
+    with anyio.fail_after(60):
+        async with anyio.create_task_group() as group:
+            await group.start(Organizer(downloads, models, bus=bus).run)
+            while not told():
+                await anyio.sleep(0.05)
+            for _ in range(3):  # further looks
+                safetensors(downloads / "b.safetensors", TENSORS["sd vae"][0])
+                while not (models / "vae/b.safetensors").exists():
+                    await anyio.sleep(0.05)
+                (models / "vae/b.safetensors").unlink()
+            group.cancel_scope.cancel()
+    (message,) = told()
+    assert "is not whole and does not grow" in message

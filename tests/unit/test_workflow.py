@@ -159,11 +159,13 @@ def test_damaged_nodes_do_no_harm() -> None:
             {},
             {"type": None, "properties": None},
             {"properties": {"models": [{"name": 3}]}},
+            {"mode": {}, "type": "VAELoader", "widgets_values": ["odd.safetensors"]},
+            {"mode": [4]},
         ],
         "definitions": {"subgraphs": [None, {"nodes": None}]},
         "models": [entry("top.safetensors")],
     }
-    assert [r.name for r in references(document)] == ["top.safetensors"]
+    assert [r.name for r in references(document)] == ["odd.safetensors", "top.safetensors"]
 
 
 # -- API prompts ----------------------------------------------------------------------------

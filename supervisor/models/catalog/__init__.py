@@ -130,8 +130,9 @@ def chosen(bundle: Bundle, selectors: Mapping[str, str]) -> list[tuple[str, str,
         for choice in filter(None, wanted):
             match = next((c for c in selector.choices if c.casefold() == choice.casefold()), None)
             if match is None:
-                offered = ", ".join(selector.choices)
-                raise ValueError(f"{name} = {choice!r} is not one of {offered}")
+                offered, hint = ", ".join(selector.choices), near(choice, selector.choices)
+                reason = f"{name} = {choice!r} is not one of {offered}"
+                raise ValueError(f"{reason}; {hint}" if hint else reason)
             found.append((name, match, selector.choices[match]))
     return found
 

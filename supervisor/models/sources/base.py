@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import json
+import logging
 import math
 import netrc
 import re
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from email.utils import parsedate_to_datetime
+from functools import wraps
 from pathlib import Path
+from typing import Any, TypeVar, cast
 from urllib.parse import urlsplit
 
 import aiohttp
@@ -35,10 +39,15 @@ REDIRECTS = frozenset({301, 302, 303, 307, 308})
 MAX_REDIRECTS = 10
 # For the small answers of APIs; bodies of models are the engine's business.
 ANSWER_TIMEOUT_S = 30.0
+_LONGEST_ANSWER_BYTES = 64 * 1024 * 1024
 _PORTS = {"http": 80, "https": 443}
 # The hub's form of the IETF draft: nothing remains, anew in t seconds.
 _RATE_LIMIT = re.compile(r"\br\s*=\s*0\s*;\s*t\s*=\s*(\d+)")
 USER_AGENT = "comfypod-supervisor"
+
+Question = TypeVar("Question", bound=Callable[..., Awaitable[Any]])
+T = TypeVar("T")
+log = logging.getLogger("supervisor.models")
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,6 +176,44 @@ async def call(
             f"Cannot {doing}: no connection to {urlsplit(url).hostname} ({cause})",
             hint="check the network and the address; it is tried again",
         ) from exc
+
+
+async def read_json(response: aiohttp.ClientResponse, kind: type[T], *, doing: str) -> T:
+    """The answer of an API, when it is of that kind.
+
+    Raises:
+        TransientTransferError: it is something else, or endless.
+    """
+    body = bytearray()
+    async for chunk in response.content.iter_any():
+        body += chunk
+        if len(body) > _LONGEST_ANSWER_BYTES:
+            raise TransientTransferError(f"Cannot {doing}: the answer is too long")
+    try:
+        data = json.loads(body)
+    except (ValueError, RecursionError) as exc:
+        raise TransientTransferError(f"Cannot {doing}: the answer is not JSON") from exc
+    if not isinstance(data, kind):
+        raise TransientTransferError(f"Cannot {doing}: the answer is not a {kind.__name__}")
+    return data
+
+
+def understood(question: Question) -> Question:
+    """Make what cannot be read out of an answer trouble of its server, that may pass."""
+
+    @wraps(question)
+    async def ask(source: object, request: DownloadRequest) -> Any:
+        try:
+            return await question(source, request)
+        except (AttributeError, LookupError, TypeError, ValueError, OverflowError) as exc:
+            log.debug("unexpected answer about %s", request.name, exc_info=exc)
+            raise TransientTransferError(
+                f"Cannot fetch {request.name}: the answer of {urlsplit(request.url).hostname} "
+                f"cannot be understood ({type(exc).__name__})",
+                hint="check the address, and whether a proxy or a login page stands in between",
+            ) from exc
+
+    return cast(Question, ask)
 
 
 def check_status(

@@ -26,9 +26,11 @@ from supervisor.models.sources.base import (
     SourceContext,
     call,
     check_status,
+    read_json,
     require_agreement,
     same_host,
     sha256_of,
+    understood,
     whole_number,
 )
 
@@ -79,6 +81,7 @@ class CivitaiSource:
         token = context.civitai_token
         self._headers = {"Authorization": f"Bearer {token}"} if token else {}
 
+    @understood
     async def resolve(self, request: DownloadRequest) -> Resolved:
         """Ask for the version, choose its file, follow the link to the storage.
 
@@ -95,6 +98,7 @@ class CivitaiSource:
         require_agreement(request, known)
         return await self._locate(known, version, doing=doing)
 
+    @understood
     async def expand(self, request: DownloadRequest) -> tuple[DownloadRequest, ...]:
         """Give the file its name, and its folder when the request has none.
 
@@ -136,7 +140,7 @@ class CivitaiSource:
                     "the number in the path is the model's",
                 )
             check_status(response.status, response.headers, doing=doing, hint=_TOKEN_HINT)
-            data = await _json(response, doing=doing)
+            data: dict[str, Any] = await read_json(response, dict, doing=doing)
         return _from_model(data, doing=doing) if reference.model else _from_version(data, reference)
 
     async def _locate(self, known: Resolved, version: CivitaiVersion, *, doing: str) -> Resolved:
@@ -289,13 +293,3 @@ def _early(version: Mapping[str, Any]) -> bool:
     return str(version.get("availability") or "").lower() == "earlyaccess" or bool(
         version.get("earlyAccessEndsAt")
     )
-
-
-async def _json(response: Any, *, doing: str) -> dict[str, Any]:
-    try:
-        data = await response.json(content_type=None)
-    except ValueError as exc:
-        raise TransientTransferError(f"Cannot {doing}: the answer is not JSON") from exc
-    if not isinstance(data, dict):
-        raise TransientTransferError(f"Cannot {doing}: the answer is not an object")
-    return data

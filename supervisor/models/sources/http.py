@@ -19,6 +19,7 @@ from supervisor.models.sources.base import (
     check_status,
     require_agreement,
     sha256_of,
+    understood,
     whole_number,
 )
 
@@ -45,6 +46,7 @@ class HttpSource:
     def __init__(self, context: SourceContext) -> None:
         self._context = context
 
+    @understood
     async def resolve(self, request: DownloadRequest) -> Resolved:
         """Follow the redirects and read what the server says about the file.
 

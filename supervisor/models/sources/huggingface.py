@@ -29,9 +29,11 @@ from supervisor.models.sources.base import (
     SourceContext,
     call,
     check_status,
+    read_json,
     require_agreement,
     same_host,
     sha256_of,
+    understood,
     whole_number,
 )
 
@@ -75,6 +77,7 @@ class HuggingFaceSource:
         token = context.hf_token
         self._headers = {"Authorization": f"Bearer {token}"} if token else {}
 
+    @understood
     async def resolve(self, request: DownloadRequest) -> Resolved:
         """Ask the hub where the file is now.
 
@@ -105,6 +108,7 @@ class HuggingFaceSource:
             url = target  # renamed repositories and small files stay on the hub
         raise TransientTransferError(f"Cannot {doing}: more than {MAX_REDIRECTS} redirects")
 
+    @understood
     async def expand(self, request: DownloadRequest) -> tuple[DownloadRequest, ...]:
         """List the files of a folder or repository; a single file stays as it is.
 
@@ -156,7 +160,8 @@ class HuggingFaceSource:
                 if response.status in REDIRECTS and location:
                     url = self._same_host(url, location, doing=doing)
                     continue
-                entries = await _json_list(response, doing=doing)
+                listed: list[Any] = await read_json(response, list, doing=doing)
+                entries = [e for e in listed if isinstance(e, dict) and "path" in e]
                 following = response.links.get("next")
                 if following is None:
                     return entries, None
@@ -307,13 +312,3 @@ def _placed(request: DownloadRequest, relative: str, path: str) -> DownloadReque
     # A request's name is its path below the models folder.
     name = f"{request.name.rpartition('/')[0]}/{safe}".lstrip("/")
     return replace(request, name=name, destination=request.destination / safe, directory=False)
-
-
-async def _json_list(response: Any, *, doing: str) -> list[dict[str, Any]]:
-    try:
-        entries = await response.json(content_type=None)
-    except ValueError as exc:
-        raise TransientTransferError(f"Cannot {doing}: the answer is not JSON") from exc
-    if not isinstance(entries, list):
-        raise TransientTransferError(f"Cannot {doing}: the answer is not a list")
-    return [entry for entry in entries if isinstance(entry, dict) and "path" in entry]
