@@ -10,6 +10,7 @@ All methods block; call them from a worker thread.
 
 from __future__ import annotations
 
+import errno
 import os
 import threading
 import time
@@ -83,10 +84,12 @@ class PartFile:
 
         Raises:
             BusyError: somebody else holds it.
-            OSError: the folder is not writable, or the disk is full.
+            OSError: the folder is not writable, the disk is full, or a folder is in the way.
             JournalError: the journal cannot be written.
         """
         destination.parent.mkdir(parents=True, exist_ok=True)
+        if destination.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(destination))
         fd = open_locked(part_path(destination))
         part = cls(destination, fd, fsync=fsync, boot=boot_id() if boot is None else boot)
         try:

@@ -17,9 +17,9 @@ from supervisor.errors import (
 )
 
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
-_REFUSED = frozenset(
-    {errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG}
-)
+_REFUSED = frozenset({errno.EROFS, errno.EACCES, errno.EPERM, errno.ENAMETOOLONG})
+# A folder where a file should be, or the other way round.
+_OTHER_KIND = frozenset({errno.ENOTDIR, errno.EISDIR, errno.EEXIST})
 ROOM_POLL_S = 15.0
 # Left free for everything else that writes to the same disk.
 RESERVE_BYTES = 64 * 1024 * 1024
@@ -95,5 +95,9 @@ class disk_errors:  # noqa: N801  (a context manager that reads as a statement)
         if error.errno in _REFUSED:
             raise PermanentTransferError(
                 message, hint="the folder must be writable for the supervisor"
+            ) from error
+        if error.errno in _OTHER_KIND:
+            raise PermanentTransferError(
+                message, hint="something else of that name is in the way; move it elsewhere"
             ) from error
         raise TransientTransferError(message) from error

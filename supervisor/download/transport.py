@@ -212,8 +212,11 @@ def proxy_for(url: str) -> tuple[str | None, dict[str, str]]:
 
 
 def _redirected(link: Link, location: str) -> Link:
-    target = literal_url(link.url).join(literal_url(location)) if location else None
-    if target is None or target.scheme not in ("http", "https"):
+    try:
+        target = literal_url(link.url).join(literal_url(location)) if location else None
+    except ValueError:
+        target = None
+    if target is None or not target.host or target.scheme not in ("http", "https"):
         raise PermanentTransferError(
             f"Cannot download {show_url(link.url)}: it redirects to nowhere usable"
         )

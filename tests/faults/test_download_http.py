@@ -241,6 +241,33 @@ async def test_redirect_loops_end(tmp_path: Path, engine: Engine) -> None:
             await pull(engine, wanted(tmp_path, origin.url))
 
 
+@pytest.mark.parametrize("target", ["", "http://[::bad/", "file:///etc/passwd"])
+async def test_redirects_to_nowhere_fail_at_once(
+    tmp_path: Path, engine: Engine, target: str
+) -> None:
+    answer = Fault(status=302, headers=(("Location", target),))
+    async with serve(DATA, lambda _: answer) as origin:
+        with pytest.raises(PermanentTransferError, match="nowhere usable"):
+            await pull(engine, wanted(tmp_path, origin.url))
+        assert len(origin.asks) == 1
+
+
+@pytest.mark.parametrize("place", ["folder", "below a file"])
+async def test_what_is_in_the_way_is_told_before_the_first_byte(
+    tmp_path: Path, engine: Engine, place: str
+) -> None:
+    folder = tmp_path / "x"
+    if place == "folder":
+        (folder / "model.bin").mkdir(parents=True)
+    else:
+        folder.write_bytes(b"")
+    async with serve(DATA) as origin:
+        with pytest.raises(PermanentTransferError, match="Cannot write") as caught:
+            await pull(engine, wanted(folder, origin.url))
+        assert "in the way" in (caught.value.hint or "")
+        assert not origin.asks
+
+
 async def test_an_expired_address_is_resolved_again_and_goes_on(
     tmp_path: Path, engine: Engine
 ) -> None:
