@@ -47,7 +47,7 @@ from supervisor.download.transport import (
     validator,
 )
 from supervisor.download.trip import Larger
-from supervisor.download.watch import judge
+from supervisor.download.watch import Watch
 from supervisor.download.wire import DeclinedError
 from supervisor.errors import TransientTransferError
 
@@ -364,16 +364,13 @@ class Transfer:
 
     async def _watch(self, reception: Reception, group: TaskGroup) -> None:
         intake, last_s = reception.intake, anyio.current_time()
+        watch = Watch(self._resources.stall_timeout_s)
         while not self._segments.finished:
             self._grow(reception, group)
             with anyio.move_on_after(TICK_S):
                 await self._fetched_all.wait()
             now_s = anyio.current_time()
-            judge(
-                list(intake.connections),
-                elapsed_s=now_s - last_s,
-                stall_timeout_s=self._resources.stall_timeout_s,
-            )
+            watch.judge(list(intake.connections), elapsed_s=now_s - last_s)
             last_s = now_s
             reception.tick()
             intake.tick()

@@ -1,83 +1,81 @@
-"""Which connections are given up: those that stall or crawl, never those that wait for us."""
+"""Which connections are given up. The clock is the test's."""
 
 from __future__ import annotations
 
-import time
+from types import SimpleNamespace
 
 import pytest
 
-from supervisor.download.segments import MIB, Span
-from supervisor.download.watch import SLOW_AFTER_S, Stretch, judge
+from supervisor.download import watch as module
+from supervisor.download.segments import Span
+from supervisor.download.watch import Stretch, Watch
 
-STALL_S = 30.0
+MB = 1_000_000
+TICK_S = 0.1
 
 
-class Connection(Stretch):
-    """One that fetches at a steady rate, as far as anybody sees."""
+class Line(Stretch):
+    """A connection that brings ``rate`` bytes a second."""
 
-    def __init__(self, rate: float, *, held: bool = False) -> None:
-        super().__init__(Span(0, 100 * MIB, rate))
+    def __init__(self, rate: int) -> None:
+        super().__init__(Span(0, 10_000 * MB))
         self.rate = rate
-        self.waits = held
-        self.reason: str | None = None
+        self.reason = ""
 
     @property
     def held(self) -> bool:
-        return self.waits
+        return False
 
     def abort(self, reason: str) -> None:
-        self.reason = reason
-
-    def move(self, seconds: float) -> None:
-        self.span.advance(int(self.rate * seconds))
+        self.reason = self.reason or reason
 
 
-def look(connections: list[Connection], *, silent_s: float = 0.0, slow_s: float = 0.0) -> None:
-    """Judge them as if they had been silent, or under the median, for so long."""
-    for connection in connections:
-        connection.move(1.0)
-        connection.last_byte_s = time.monotonic() - silent_s
-        connection.slow_since_s = time.monotonic() - slow_s
-    judge(connections, elapsed_s=1.0, stall_timeout_s=STALL_S)
+class World:
+    """Time goes on and every line brings its bytes."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, stall_timeout_s: float = 300.0) -> None:
+        self.now_s = 1000.0
+        monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: self.now_s))
+        self.watch = Watch(stall_timeout_s)
+
+    def run(self, seconds: float, *lines: Line) -> None:
+        for _ in range(round(seconds / TICK_S)):
+            self.now_s += TICK_S
+            for line in lines:
+                count = line.span.advance(round(line.rate * TICK_S))
+                line.last_byte_s = self.now_s if count else line.last_byte_s
+            self.watch.judge(lines, elapsed_s=TICK_S)
 
 
-def test_silence_is_a_stall_only_when_the_server_is_waited_for() -> None:
-    silent, ours = Connection(0.0), Connection(0.0, held=True)
-    look([silent, ours], silent_s=STALL_S + 1)
-    assert (silent.reason, ours.reason) == ("it stalled", None)
-    look([ours], silent_s=STALL_S - 1)
-    assert ours.reason is None
+def test_one_far_behind_its_siblings_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    world = World(monkeypatch)
+    lines = [Line(4 * MB), Line(4 * MB), Line(2 * MB), Line(20_000)]
+    world.run(10, *lines)
+    assert [bool(line.reason) for line in lines] == [False, False, False, True]
 
 
-@pytest.mark.parametrize(
-    ("slow_s", "replaced"), [(SLOW_AFTER_S - 1, False), (SLOW_AFTER_S + 1, True)]
-)
-def test_a_crawler_among_quick_ones_is_replaced_after_a_while(
-    slow_s: float, replaced: bool
-) -> None:
-    quick = [Connection(10 * MIB) for _ in range(3)]
-    crawler, ours = Connection(0.5 * MIB), Connection(0.5 * MIB, held=True)
-    look([*quick, crawler, ours], slow_s=slow_s)
-    assert (crawler.reason is not None) is replaced
-    assert {c.reason for c in (*quick, ours)} == {None}
+def test_the_last_one_is_measured_by_those_that_have_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    world = World(monkeypatch)
+    slow = Line(2_000)
+    world.run(2, *(Line(4 * MB) for _ in range(4)), slow)
+    world.run(10, slow)
+    assert "slower" in slow.reason
 
 
-def test_two_connections_are_no_majority() -> None:
-    quick, crawler = Connection(10 * MIB), Connection(0.1 * MIB)
-    look([quick, crawler], slow_s=SLOW_AFTER_S + 1)
-    assert crawler.reason is None
+def test_a_network_that_gets_slow_is_no_connections_fault(monkeypatch: pytest.MonkeyPatch) -> None:
+    world = World(monkeypatch)
+    lines = [Line(4 * MB), Line(4 * MB)]
+    world.run(2, *lines, Line(4 * MB))
+    for line in lines:
+        line.rate = 200_000
+    world.run(60, *lines)
+    assert not any(line.reason for line in lines)
 
 
-def test_a_crawler_that_recovers_has_its_time_anew() -> None:
-    connections = [Connection(10 * MIB) for _ in range(4)]
-    look(connections, slow_s=SLOW_AFTER_S + 1)
-    assert all(c.slow_since_s > time.monotonic() - SLOW_AFTER_S for c in connections)
-
-
-def test_the_rate_follows_what_arrives() -> None:
-    connection = Connection(0.0)
-    connection.rate = 10 * MIB
-    look([connection])
-    first = connection.span.rate_bytes_per_s
-    look([connection])
-    assert 0 < first < connection.span.rate_bytes_per_s < 10 * MIB
+def test_silence_ends_a_connection(monkeypatch: pytest.MonkeyPatch) -> None:
+    world = World(monkeypatch, stall_timeout_s=20.0)
+    line = Line(0)
+    world.run(15, line)
+    assert not line.reason
+    world.run(10, line)
+    assert line.reason == "it stalled"
