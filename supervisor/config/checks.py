@@ -161,7 +161,7 @@ def _service(name: str, service: ServiceSection) -> Iterator[_Finding]:
     path: KeyPath = ("services", name)
     if not re.fullmatch(_SERVICE_NAME, name):
         reason = "must be made of letters, digits, dots, dashes and underscores"
-        yield path, None, f"as a service's name {reason}", None
+        yield path, None, f"as a service's name {reason}", "like [services.xtts]"
     if name in BUILTIN_SERVICES:
         hint = f"change the built-in one in [{name}], or choose another name"
         yield path, None, "is the name of a built-in service", hint

@@ -112,6 +112,22 @@ def dotted(path: Sequence[str | int]) -> str:
     return text
 
 
+def about(path: Sequence[str | int]) -> str | None:
+    """Say what the key at ``path``, or the nearest one around it, is for."""
+    for length in range(len(path), 0, -1):
+        key = resolve(path[:length])
+        if key is not None and length == len(path) and key.kind is Kind.TABLE and key.names():
+            return f"its keys are {', '.join(key.names())}"
+        if key is None or key.field is None or not key.field.description:
+            continue
+        default = key.field.default
+        if key.kind is Kind.SCALAR and isinstance(default, str | int | float):
+            text = str(default).lower() if isinstance(default, bool) else default
+            return f"{key.field.description} Default: {text}"
+        return str(key.field.description)
+    return None
+
+
 def undotted(text: str) -> KeyPath:
     """Read what ``dotted`` wrote (but for names that hold a dot themselves)."""
     parts = text.replace("[", ".[").split(".")

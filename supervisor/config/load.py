@@ -18,7 +18,7 @@ from pydantic import BaseModel, SecretStr, ValidationError
 
 from supervisor.config.checks import cross_problems, cross_warnings
 from supervisor.config.environment import EnvironmentReader
-from supervisor.config.keys import KeyPath, dotted, resolve, undotted
+from supervisor.config.keys import KeyPath, about, dotted, resolve, undotted
 from supervisor.config.layers import Layers, Origin, value_from_text
 from supervisor.config.problems import nearest, problems_of, shown
 from supervisor.config.secrets import (
@@ -100,6 +100,8 @@ def load_settings(
 
 
 def _error(path: Path | None, problems: Sequence[ConfigProblem]) -> ConfigError:
+    for problem in problems:
+        problem.hint = problem.hint or about(undotted(problem.key))
     count = "1 error" if len(problems) == 1 else f"{len(problems)} errors"
     where = f" {path}" if path else ""
     return ConfigError(

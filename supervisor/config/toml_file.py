@@ -12,6 +12,8 @@ from supervisor.config.keys import KeyPath
 from supervisor.errors import ConfigError, ConfigProblem
 
 SEARCH_PATHS = (Path("/etc/supervisor/supervisor.toml"), Path("supervisor.toml"))
+_READABLE = "let the user of the supervisor read it: chmod +r"
+_EXAMPLE = "`supervisor config docs` and the commented supervisor.toml show how it is written"
 _POSITION = r"(.*) \(at (?:line (\d+), column (\d+)|end of document)\)"
 
 
@@ -48,9 +50,11 @@ def parse_file(path: Path) -> tuple[dict[str, Any], str]:
     try:
         text = path.read_bytes().decode("utf-8-sig").replace("\r\n", "\n")
     except OSError as error:
-        raise _unusable(path, str(path), f"cannot be read: {error.strerror}", None) from error
+        raise _unusable(path, str(path), f"cannot be read: {error.strerror}", _READABLE) from error
     except UnicodeDecodeError as error:
-        raise _unusable(path, str(path), f"is not UTF-8: {error.reason}", None) from error
+        raise _unusable(
+            path, str(path), f"is not UTF-8: {error.reason}", "save it as UTF-8"
+        ) from error
     try:
         return tomllib.loads(text), text
     except tomllib.TOMLDecodeError as error:
@@ -60,13 +64,13 @@ def parse_file(path: Path) -> tuple[dict[str, Any], str]:
             where, reason = f"{path}:{match[2]}:{match[3]}", match[1]
         elif match:
             where, reason = f"{path}:{text.count(chr(10)) + 1}", f"{match[1]} at the end"
-        hint = 'text values need quotes: key = "value"' if "Invalid value" in reason else None
+        hint = 'text values need quotes: key = "value"' if "Invalid value" in reason else _EXAMPLE
         raise _unusable(path, where, f"is not valid TOML: {reason}", hint) from error
     except RecursionError as error:
-        raise _unusable(path, str(path), "is nested too deeply", None) from error
+        raise _unusable(path, str(path), "is nested too deeply", _EXAMPLE) from error
 
 
-def _unusable(path: Path, where: str, reason: str, hint: str | None) -> ConfigError:
+def _unusable(path: Path, where: str, reason: str, hint: str) -> ConfigError:
     problem = ConfigProblem(key=path.name, source=where, reason=reason, hint=hint)
     return ConfigError(f"Cannot use {where}: it {reason}", hint=hint, problems=(problem,))
 

@@ -35,6 +35,8 @@ def problems(toml: str | None = None, *overrides: str, **environ: str) -> list[C
     with pytest.raises(ConfigError) as caught:
         load(toml, *overrides, **environ)
     assert caught.value.exit_code == 78
+    bare = [str(problem) for problem in caught.value.problems if not problem.hint]
+    assert not bare, "every error says what can be done"
     return list(caught.value.problems)
 
 

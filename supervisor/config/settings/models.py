@@ -49,8 +49,13 @@ class ModelsSection(Section):
     catalog: tuple[Path, ...] = Field((), description="Further catalog files.")
     files: tuple[ModelFile, ...] = Field((), description="Single files.")
     workflows: tuple[Path, ...] = Field((), description="Workflow files whose models to fetch.")
-    civitai: tuple[int, ...] = Field((), description="CivitAI version ids to fetch.")
-    civitai_loras: tuple[int, ...] = Field((), description="The same, placed under loras/.")
+    civitai: tuple[int, ...] = Field(
+        (), description="CivitAI version ids to fetch: numbers, as behind modelVersionId=."
+    )
+    civitai_loras: tuple[int, ...] = Field(
+        (),
+        description="CivitAI version ids to fetch into loras/: numbers, as behind modelVersionId=.",
+    )
     connections: int = Field(16, ge=1, le=64, description="Connections per file, at most.")
     concurrent_files: int = Field(8, ge=1, le=64, description="Files at once, at most.")
     per_host: int = Field(32, ge=1, le=256, description="Connections per host, at most.")
