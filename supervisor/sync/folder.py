@@ -3,24 +3,35 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import hashlib
 import os
 import secrets
 import shutil
+import stat
 from collections.abc import AsyncIterator, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import BinaryIO, Self, cast
 
 from anyio import to_thread
 
 from supervisor.core.clock import wall_time_s
 from supervisor.core.journal import sync_directory
-from supervisor.errors import ChecksumMismatchError, TransferError, TransientTransferError
+from supervisor.errors import (
+    ChecksumMismatchError,
+    PermanentTransferError,
+    TransferError,
+    TransientTransferError,
+)
 from supervisor.sync.model import Identity, RemoteFile, Stored, Upload
 from supervisor.sync.pacing import RateLimiter
+from supervisor.sync.stability import on_network
 from supervisor.sync.target import (
+    CHUNK_BYTES,
     KeyTakenError,
     TargetRefusedError,
     read_chunks,
@@ -30,7 +41,11 @@ from supervisor.sync.target import (
 _INCOMING = ".supervisor-incoming"
 _STALE_S = 24 * 3600.0
 # One thread call copies so much, so that a stop never waits for a whole video.
-_CHUNKS_PER_HOP = 64
+_HOP_BYTES = 64 * CHUNK_BYTES
+# What not every file system has: fsync of a folder, times that anybody may set.
+_UNSUPPORTED = frozenset(
+    {errno.EINVAL, errno.EPERM, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTTY, errno.EBADF}
+)
 
 
 class FolderTarget:
@@ -39,7 +54,7 @@ class FolderTarget:
     def __init__(self, folder: Path, *, limiter: RateLimiter) -> None:
         self._folder = folder
         self._limiter = limiter
-        self._incoming = folder / _INCOMING
+        self._mount: Mount | None = None
 
     @property
     def description(self) -> str:
@@ -63,35 +78,77 @@ class FolderTarget:
 
     async def store(self, upload: Upload) -> Stored:
         """Store one file; see ``Target.store``."""
-        temporary = self._incoming / secrets.token_hex(16)
         try:
-            return await self._store(upload, temporary)
+            return await self._store(upload)
         except OSError as exc:
             raise _refused(exc, self._folder) from exc
+
+    async def _store(self, upload: Upload) -> Stored:
+        destination = self._folder / upload.key
+        if await to_thread.run_sync(self._holds, destination, upload):
+            return Stored(upload.sha256, verified=True, sent=False)
+        temporary = await to_thread.run_sync(self._prepare, destination, upload)
+        try:
+            await self._copy(upload, temporary)
+            await to_thread.run_sync(self._publish, temporary, destination, upload)
         finally:
             with suppress(OSError):
                 temporary.unlink(missing_ok=True)
+        return Stored(upload.sha256, verified=True)
 
-    async def _store(self, upload: Upload, temporary: Path) -> Stored:
-        destination = self._folder / upload.key
-        stored = Stored(upload.sha256, verified=True)
-        if await to_thread.run_sync(self._holds, destination, upload):
-            return Stored(upload.sha256, verified=True, sent=False)
-        await to_thread.run_sync(self._prepare, destination)
+    async def _copy(self, upload: Upload, temporary: Path) -> None:
         digest = hashlib.sha256()
         chunks = read_chunks(upload.source, upload.identity)
-        with await to_thread.run_sync(lambda: temporary.open("xb", buffering=0)) as file:
-            while size := await to_thread.run_sync(_copy_some, chunks, file, digest):
+        count = max(1, self._limiter.piece_bytes(_HOP_BYTES) // CHUNK_BYTES)
+        with await to_thread.run_sync(_create, temporary) as file:
+            while size := await to_thread.run_sync(_copy_some, chunks, file, digest, count):
                 await self._limiter.spend(size)
             await to_thread.run_sync(os.fsync, file.fileno())
         if digest.hexdigest() != upload.sha256:
             raise ChecksumMismatchError(f"Cannot store {upload.key}: it was read differently twice")
-        await to_thread.run_sync(self._publish, temporary, destination, upload)
-        return stored
 
-    def _prepare(self, destination: Path) -> None:
-        self._incoming.mkdir(parents=True, exist_ok=True)
-        destination.parent.mkdir(parents=True, exist_ok=True)
+    def _prepare(self, destination: Path, upload: Upload) -> Path:
+        """Make the folders of a destination; returns a temporary name on the same disk.
+
+        Raises:
+            OSError: the folders cannot be made, or the disk has no room: it is not filled
+                to its last byte in vain, others write there, too.
+        """
+        self._expect_mount()
+        _make_folder(self._folder)
+        try:
+            _make_folder(destination.parent)
+        except (FileExistsError, NotADirectoryError) as exc:
+            raise PermanentTransferError(
+                f"Cannot store {destination}: a file is in the place of one of its folders",
+                hint="move that file away, then `supervisor sync retry`",
+            ) from exc
+        # A link below the folder may lead to another disk.
+        device = destination.parent.stat().st_dev
+        parents = [*reversed(destination.relative_to(self._folder).parents)]
+        place = next(p for p in parents if (self._folder / p).stat().st_dev == device)
+        incoming = self._folder / place / _INCOMING
+        incoming.mkdir(exist_ok=True)
+        if shutil.disk_usage(incoming).free < upload.identity.size_bytes:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return incoming / secrets.token_hex(16)
+
+    def _expect_mount(self) -> None:
+        """Refuse to fill the empty folder that an unmounted disk leaves behind.
+
+        Raises:
+            TargetRefusedError: the folder was on a disk that is not there any more.
+        """
+        now = Mount.of(self._folder)
+        if self._mount is not None and self._mount.is_gone(now):
+            raise TargetRefusedError(
+                f"Cannot store in {self._folder}: the disk that was mounted at"
+                f" {self._mount.point} is gone",
+                reason="unmounted",
+                hint="mount it again; files wait until then",
+                act=True,
+            )
+        self._mount = now
 
     def _holds(self, destination: Path, upload: Upload) -> bool:
         """Whether the very bytes are there already.
@@ -103,8 +160,10 @@ class FolderTarget:
             found = destination.lstat()
         except OSError:
             return False
-        same = found.st_size == upload.identity.size_bytes and (
-            sha256_of(destination, Identity.of(found)) == upload.sha256
+        same = (
+            stat.S_ISREG(found.st_mode)
+            and found.st_size == upload.identity.size_bytes
+            and sha256_of(destination, Identity.of(found)) == upload.sha256
         )
         if not same and not upload.replace:
             raise KeyTakenError(f"Cannot store {upload.key}: another file has that name")
@@ -112,12 +171,14 @@ class FolderTarget:
 
     def _publish(self, temporary: Path, destination: Path, upload: Upload) -> None:
         mtime_ns = upload.identity.mtime_ns
-        os.utime(temporary, ns=(mtime_ns, mtime_ns))
+        with _where_supported():
+            os.utime(temporary, ns=(mtime_ns, mtime_ns))
         if upload.replace:
             temporary.replace(destination)
         else:
             self._link(temporary, destination, upload)
-        sync_directory(destination.parent)
+        with _where_supported():
+            sync_directory(destination.parent)
 
     def _link(self, temporary: Path, destination: Path, upload: Upload) -> None:
         try:
@@ -169,23 +230,83 @@ class FolderTarget:
         return True
 
     def _clean(self) -> None:
-        """Remove what a killed run has left; another pod's fresh files stay."""
-        with suppress(OSError):
-            for leftover in self._incoming.iterdir():
-                if leftover.stat().st_mtime < wall_time_s() - _STALE_S:
-                    leftover.unlink(missing_ok=True)
+        """Remove what killed runs have left; what another pod writes now stays."""
+        network = on_network(self._folder)
+        for incoming in (self._folder / _INCOMING, *self._folder.glob(f"*/{_INCOMING}")):
+            with suppress(OSError):
+                for leftover in incoming.iterdir():
+                    with suppress(OSError):
+                        if _is_abandoned(leftover, network=network):
+                            leftover.unlink(missing_ok=True)
 
 
-def _copy_some(chunks: Iterator[bytes], file: object, digest: hashlib._Hash) -> int:
+@dataclass(frozen=True, slots=True)
+class Mount:
+    """Where the disk of a folder is mounted. ``beneath``: the device that is seen without it."""
+
+    point: Path
+    device: int
+    beneath: int
+
+    @classmethod
+    def of(cls, folder: Path) -> Self:
+        """Find the mount of a folder, or of what there is on the way to it."""
+        there = folder.absolute()
+        while not there.exists() and there != there.parent:
+            there = there.parent
+        there = there.resolve()
+        device = there.stat().st_dev
+        point = next((p for p in (there, *there.parents) if os.path.ismount(p)), Path("/"))
+        return cls(point, device, point.parent.stat().st_dev)
+
+    def is_gone(self, now: Mount) -> bool:
+        """Whether what is there ``now`` is only what the mounted disk had hidden."""
+        return now.device != self.device and now.device == self.beneath
+
+
+def _make_folder(folder: Path) -> None:
+    """Make a folder and its parents so that a power cut does not take their names back."""
+    if folder.is_dir():
+        return
+    _make_folder(folder.parent)
+    folder.mkdir(exist_ok=True)
+    with _where_supported():
+        sync_directory(folder.parent)
+
+
+def _create(temporary: Path) -> BinaryIO:
+    """Create a file that tells by its lock that somebody writes it."""
+    file = temporary.open("xb", buffering=0)
+    with suppress(OSError):  # not every network file system has locks
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    return cast("BinaryIO", file)
+
+
+def _is_abandoned(leftover: Path, *, network: bool) -> bool:
+    """Whether nobody writes a temporary file; elsewhere, only its age can tell."""
+    if network:
+        return leftover.stat().st_mtime < wall_time_s() - _STALE_S
+    with leftover.open("rb") as file:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    return True
+
+
+@contextmanager
+def _where_supported() -> Iterator[None]:
+    try:
+        yield
+    except OSError as exc:
+        if exc.errno not in _UNSUPPORTED:
+            raise
+
+
+def _copy_some(chunks: Iterator[bytes], file: BinaryIO, digest: hashlib._Hash, count: int) -> int:
     size = 0
-    for _ in range(_CHUNKS_PER_HOP):
-        chunk = next(chunks, b"")
-        if not chunk:
-            break
+    for chunk in islice(chunks, count):
         digest.update(chunk)
         view = memoryview(chunk)
         while view:
-            view = view[os.write(file.fileno(), view) :]  # type: ignore[attr-defined]
+            view = view[os.write(file.fileno(), view) :]
         size += len(chunk)
     return size
 
@@ -198,7 +319,7 @@ def _refused(exc: OSError, folder: Path) -> TransferError:
             hint="free some space; files wait until there is room",
             act=True,
         )
-    if exc.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR):
+    if exc.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST):
         return TargetRefusedError(
             f"Cannot store in {folder}: {exc.strerror}",
             reason="refused",

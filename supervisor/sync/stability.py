@@ -161,8 +161,7 @@ def choose(root: Path, *, kind: str | None = None) -> Stability:
     assumed: a refusal later falls back file by file.
     """
     root = root if root.is_dir() else root.parent
-    kind = filesystem_kind(root) if kind is None else kind
-    network = kind not in _LOCAL_KINDS and kind.partition(".")[0] in NETWORK_KINDS
+    network = on_network(root, kind=kind)
     probe = root / f".supervisor-probe-{secrets.token_hex(4)}"
     try:
         method = _try(probe)
@@ -205,6 +204,12 @@ def open_regular(path: Path) -> int:
         os.close(fd)
         raise OSError(errno.EINVAL, "not a regular file", str(path))
     return fd
+
+
+def on_network(path: Path, *, kind: str | None = None) -> bool:
+    """Whether other machines may write where ``path`` is."""
+    kind = filesystem_kind(path) if kind is None else kind
+    return kind not in _LOCAL_KINDS and kind.partition(".")[0] in NETWORK_KINDS
 
 
 def filesystem_kind(path: Path, mountinfo: Path = Path("/proc/self/mountinfo")) -> str:

@@ -1,8 +1,8 @@
 """A syncer in a process of its own that kills itself at a named step of the journal.
 
 ``python -m tests.support.sync_victim CONFIG STEP``: CONFIG is JSON of a pod; STEP is
-"before:METHOD:N" or "after:METHOD:N" of ``Ledger``, "never", or "stay" (until it is killed,
-with a wall clock that jumps). Prints ``done`` at the end.
+"before:METHOD:N" or "after:METHOD:N" of ``Ledger`` (or of os or Path: "os.fsync"), "never", or
+"stay" (until it is killed, with a wall clock that jumps). Prints ``done`` at the end.
 """
 
 from __future__ import annotations
@@ -31,7 +31,9 @@ def arm(step: str) -> None:
     if step in ("never", "stay"):
         return
     when, method, nth = step.split(":")
-    original = getattr(Ledger, method)
+    owner, _, method = method.rpartition(".")
+    place = {"": Ledger, "os": os, "Path": Path}[owner]
+    original = getattr(place, method)
     calls = 0
 
     @functools.wraps(original)
@@ -46,7 +48,7 @@ def arm(step: str) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
         return result
 
-    setattr(Ledger, method, deadly)
+    setattr(place, method, deadly)
 
 
 async def main(config: dict[str, Any], stay: bool) -> None:
