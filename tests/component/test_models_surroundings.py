@@ -82,6 +82,29 @@ async def test_urgency_reaches_the_engine(tmp_path: Path) -> None:
     assert seen == {"a": False, "b": True}
 
 
+async def test_what_is_cancelled_in_the_last_moment_stays_left_out(tmp_path: Path) -> None:
+    class Engine:
+        async def fetch(
+            self, request: DownloadRequest, resolver: Resolver, progress: ProgressCallback
+        ) -> TransferResult:
+            manager.cancel(request.name)  # nothing is awaited any more: the result still comes
+            return TransferResult(request.destination, 1, None, 1)
+
+    class Source:
+        async def resolve(self, request: DownloadRequest) -> Resolved:
+            return Resolved(request.url, size_bytes=1)
+
+    manager = ModelManager(
+        settings=ModelsSection(),
+        state=StateStore(),
+        bus=(bus := EventBus()),
+        downloader=Engine(),
+        resolvers={"http": Source()},
+    )
+    assert await manager.run_until_done([DownloadRequest("a", "http://h/a", tmp_path / "a")])
+    assert [event.kind for event in bus.recent() if event.subject == "a"] == ["download.cancelled"]
+
+
 async def test_room_reserved_by_a_file_under_way_is_not_counted_twice(tmp_path: Path) -> None:
     moving, waiting = (
         Job(DownloadRequest(n, "", tmp_path / n, size_bytes=6 * GB), index)
