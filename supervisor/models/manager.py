@@ -90,8 +90,7 @@ class ModelManager:
 
     def enqueue(self, requests: Iterable[DownloadRequest]) -> None:
         """Take requests in before ``run``, so that status shows them from the start."""
-        for request in requests:
-            self._insert(request)
+        self._insert(requests)
         self._reporter.publish()
 
     async def run(
@@ -151,7 +150,7 @@ class ModelManager:
                 code="conflict",
             )
         if known is None:
-            self._insert(request, urgent=now)
+            self._insert([request], urgent=now)
         elif known.ended:
             known.requeue(urgent=now)
         elif now:
@@ -216,11 +215,12 @@ class ModelManager:
 
     # -- jobs ---------------------------------------------------------------------------
 
-    def _insert(self, request: DownloadRequest, *, urgent: bool = False) -> None:
-        try:
-            self._wanted.insert(request, urgent=urgent)
-        except PermanentTransferError as exc:
-            self.outcomes.failed(request, exc)
+    def _insert(self, requests: Iterable[DownloadRequest], *, urgent: bool = False) -> None:
+        for request in requests:
+            try:
+                self._wanted.insert(request, urgent=urgent)
+            except PermanentTransferError as exc:
+                self.outcomes.failed(request, exc)
         self._demand()
 
     def _swap(self, dropped: Iterable[Job], fresh: Iterable[DownloadRequest]) -> None:
@@ -228,8 +228,7 @@ class ModelManager:
             self._end(job, DownloadState.SKIPPED)
             if job.scope is not None:
                 job.scope.cancel()
-        for request in fresh:
-            self._insert(request)
+        self._insert(fresh)
 
     def _demand(self) -> None:
         """Tell readiness which files it waits for."""
@@ -341,9 +340,7 @@ class ModelManager:
         if self._jobs.get(job.request.name) is not job:
             return  # no longer wanted
         self._wanted.remove_folder(job, children)
-        for child in children:
-            self._insert(child, urgent=job.urgent)
-        self._demand()
+        self._insert(children, urgent=job.urgent)
 
     async def _ask_again(self) -> None:
         """Ask for the folders that are taken for what they were, until somebody answers."""
