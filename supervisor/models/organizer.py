@@ -27,8 +27,8 @@ import anyio.to_thread
 from supervisor.core.events import EventBus, Severity
 from supervisor.models.classify import classify
 from supervisor.models.folders import MODEL_EXTENSIONS, PICKLE_EXTENSIONS
-from supervisor.models.header import Format, ModelHeader, read_header
-from supervisor.models.objects import has_writer
+from supervisor.models.header import read_header
+from supervisor.models.objects import has_writer, look_alike
 
 log = logging.getLogger("supervisor.models")
 
@@ -36,7 +36,11 @@ log = logging.getLogger("supervisor.models")
 _RESCAN_INTERVAL_S = 30.0
 # Between two looks at a file that is still being written.
 _SETTLE_S = 2.0
-_PARTIAL_COMPANIONS = (".aria2", ".part", ".crdownload", ".incomplete", ".download")
+_WRITTEN = "it is still being written"
+# Control files and marks of aria2, lftp, axel, browsers and the hub's library.
+_PARTIAL_COMPANIONS = (
+    ".aria2", ".st", ".lftp-pget-status", ".part", ".crdownload", ".incomplete", ".download"
+)  # fmt: skip
 _NO_LINK = frozenset({errno.EXDEV, errno.EPERM, errno.ENOTSUP, errno.EMLINK, errno.EACCES})
 
 
@@ -105,8 +109,8 @@ def organize(
 ) -> Summary:
     """Sort everything below ``downloads``. Blocking.
 
-    ``settled`` says whether a file whose format cannot tell is complete; without it, it is
-    taken to be (nobody writes there any more).
+    ``settled`` says whether a file did not change for a while; without it, none does (nobody
+    writes there any more).
     """
     made: set[Path] = set()
     there = _inodes(models)
@@ -129,6 +133,8 @@ class Organizer:
         self._models = models
         self._bus = bus
         self._seen: dict[Path, tuple[int, int]] = {}
+        self._since_s: dict[Path, float] = {}
+        self._now_s = 0.0
         self._told: dict[Path, Action] = {}
         self._waiting: list[Placed] = []
         self._stuck: set[tuple[Path, tuple[int, int]]] = set()
@@ -175,6 +181,7 @@ class Organizer:
 
     async def sort(self) -> Summary:
         """Sort once and report what is new."""
+        self._now_s = anyio.current_time()
         summary = await anyio.to_thread.run_sync(
             partial(organize, self._downloads, self._models, settled=self._settled)
         )
@@ -186,10 +193,11 @@ class Organizer:
         return summary
 
     def _settled(self, path: Path, info: os.stat_result) -> bool:
-        """Unchanged since the last look."""
+        """Unchanged since a look that is a while ago."""
         now = (info.st_size, info.st_mtime_ns)
-        before, self._seen[path] = self._seen.get(path), now
-        return before == now
+        if self._seen.get(path) != now:
+            self._seen[path], self._since_s[path] = now, self._now_s
+        return self._now_s - self._since_s[path] >= _SETTLE_S
 
     def _tell_stuck(self) -> None:
         """Say once of a file that it is not whole and nobody goes on writing it."""
@@ -216,13 +224,8 @@ class Organizer:
 
     def _publish(self, file: Placed, message: str, severity: Severity) -> None:
         log.log(logging.WARNING if severity is Severity.WARNING else logging.INFO, "%s", message)
-        self._bus.publish(
-            "models.organized",
-            message,
-            severity=severity,
-            subject=file.source.name,
-            **file.to_json(),
-        )
+        name, data = file.source.name, file.to_json()
+        self._bus.publish("models.organized", message, severity=severity, subject=name, **data)
 
 
 def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
@@ -294,17 +297,17 @@ def _place(
     settled: Callable[[Path, os.stat_result], bool] | None,
     made: set[Path],
 ) -> Placed:
+    pickle = path.suffix.lower() in PICKLE_EXTENSIONS
+    # Another machine's writer shows in nothing but the change that it makes.
+    if settled is not None and not settled(path, info):
+        return Placed(path, Action.INCOMPLETE, reason=_WRITTEN, pickle=pickle)
     try:
         header = read_header(path)
     except OSError as exc:
         return Placed(path, Action.FAILED, reason=exc.strerror or str(exc))
-    pickle = header.format is Format.PICKLE
-    steady = settled is None or settled(path, info)
-    unsure = header.complete is None and not steady
     # A program may reserve the whole length first: then the size says nothing.
-    if header.complete is False or unsure or has_writer(path):
-        reason = header.error or "it is still being written"
-        return Placed(path, Action.INCOMPLETE, reason=reason, pickle=pickle)
+    if header.complete is False or has_writer(path):
+        return Placed(path, Action.INCOMPLETE, reason=header.error or _WRITTEN, pickle=pickle)
     found = classify(header, path.relative_to(downloads).as_posix())
     if found.folder is None:
         return Placed(path, Action.UNKNOWN, reason=found.reason, pickle=pickle)
@@ -314,7 +317,7 @@ def _place(
             # In a dry run the first of two files with one name is not there to be seen.
             action = Action.CONFLICT
         else:
-            action = _link(path, info, header, target, dry_run=dry_run, copy=copy)
+            action = _link(path, info, target, dry_run=dry_run, copy=copy)
     except OSError as exc:
         reason = exc.strerror or str(exc)
         return Placed(path, Action.FAILED, target, found.folder, reason, pickle)
@@ -327,7 +330,6 @@ def _place(
 def _link(
     source: Path,
     info: os.stat_result,
-    header: ModelHeader,
     target: Path,
     *,
     dry_run: bool,
@@ -338,7 +340,7 @@ def _link(
     Raises:
         OSError: no kind of link is possible, and copying was not allowed.
     """
-    there = _look(target, info, header)
+    there = _look(target, source, info)
     if there is not None:
         return there
     if dry_run:
@@ -347,7 +349,7 @@ def _link(
     try:
         os.link(source, target, follow_symlinks=True)
     except FileExistsError:
-        return _look(target, info, header) or Action.CONFLICT
+        return _look(target, source, info) or Action.CONFLICT
     except OSError as exc:
         if exc.errno not in _NO_LINK:
             raise
@@ -356,12 +358,12 @@ def _link(
         try:
             target.symlink_to(source.resolve())
         except FileExistsError:
-            return _look(target, info, header) or Action.CONFLICT
+            return _look(target, source, info) or Action.CONFLICT
         return Action.SYMLINKED
     return Action.LINKED
 
 
-def _look(target: Path, info: os.stat_result, header: ModelHeader) -> Action | None:
+def _look(target: Path, source: Path, info: os.stat_result) -> Action | None:
     """What is at ``target`` already: this file, an equal one, another one, or nothing."""
     try:
         there = target.stat()
@@ -370,7 +372,8 @@ def _look(target: Path, info: os.stat_result, header: ModelHeader) -> Action | N
         return Action.CONFLICT if target.is_symlink() else None
     if os.path.samestat(info, there):
         return Action.PRESENT
-    if there.st_size == info.st_size and header.shapes and read_header(target) == header:
+    # Two trainings of one kind have the same header: only the bytes tell them apart.
+    if there.st_size == info.st_size and look_alike(source, target, info.st_size):
         return Action.PRESENT
     return Action.CONFLICT
 

@@ -250,6 +250,27 @@ def test_a_different_file_is_never_replaced(folders: tuple[Path, Path]) -> None:
     assert dangling.is_symlink()
 
 
+@pytest.mark.parametrize("suffix", [".safetensors", ".pth"])
+def test_two_trainings_with_one_header_are_two_files(
+    folders: tuple[Path, Path], suffix: str
+) -> None:
+    """Same name, same size, same tensors: an equal copy is there, another training is not."""
+    downloads, models = folders
+    tensors = {f"lora_unet_{n}.lora_down.weight": (64, 64) for n in range(40)}
+    target = models / f"loras/lora_a{suffix}"
+    first = safetensors(target, tensors).read_bytes()
+    dropped = downloads / f"lora_a{suffix}"
+    dropped.write_bytes(first)
+    assert [f.action for f in organize(downloads, models).files] == [Action.PRESENT]
+    other = bytearray(first)
+    start = len(first) // 2  # one tensor of forty
+    other[start : start + 8192] = b"\1" * 8192
+    dropped.write_bytes(other)
+    (file,) = organize(downloads, models).files
+    assert file.action is Action.CONFLICT
+    assert target.read_bytes() == first
+
+
 def test_what_is_incomplete_waits(folders: tuple[Path, Path]) -> None:
     downloads, models = folders
     safetensors(downloads / "cut.safetensors", TENSORS["kohya lora"][0], truncate=1)
@@ -333,12 +354,45 @@ async def test_a_name_that_is_no_text_ends_neither_the_watch_nor_anything_else(
             group.cancel_scope.cancel()
 
 
+async def _no_watch(_: Organizer) -> None:
+    """Rescans alone; a watch takes seconds to end."""
+
+
+@pytest.mark.anyio
+async def test_what_still_changes_waits_though_it_looks_whole(
+    folders: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another machine writes into a file of the full length: nothing else shows it."""
+    downloads, models = folders
+    file = safetensors(downloads / "a.safetensors", TENSORS["sd vae"][0])
+    watcher = Organizer(downloads, models, bus=EventBus())
+
+    async def look() -> Action:
+        (placed,) = (await watcher.sort()).files
+        return placed.action
+
+    monkeypatch.setattr("supervisor.models.organizer._SETTLE_S", 3600)
+    assert await look() is Action.INCOMPLETE
+    assert await look() is Action.INCOMPLETE  # a look right after the other says nothing
+    monkeypatch.setattr("supervisor.models.organizer._SETTLE_S", 0.01)
+    with file.open("r+b") as other:
+        other.seek(-1, os.SEEK_END)
+        other.write(b"\1")
+    later = file.stat().st_mtime_ns + 10**9
+    os.utime(file, ns=(later, later))
+    assert await look() is Action.INCOMPLETE
+    assert not (models / "vae/a.safetensors").exists()
+    await anyio.sleep(0.02)
+    assert await look() is Action.LINKED
+
+
 @pytest.mark.anyio
 async def test_a_file_that_stays_half_is_told_once(
     folders: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("supervisor.models.organizer._RESCAN_INTERVAL_S", 0.2)
     monkeypatch.setattr("supervisor.models.organizer._SETTLE_S", 0.1)
+    monkeypatch.setattr(Organizer, "_watch", _no_watch)
     downloads, models = folders
     bus = EventBus()
     safetensors(downloads / "cut.safetensors", TENSORS["sd vae"][0], truncate=3)
