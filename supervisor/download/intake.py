@@ -7,6 +7,7 @@ threads here, and on threads of their own (``Lane``), which write themselves.
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable
 from concurrent.futures import Executor
 
@@ -25,6 +26,7 @@ CHECKPOINT_BYTES = 2 * MIB
 BUFFERED_BYTES = 4 * MIB
 SMALLEST_BLOCK_BYTES = 64 * 1024
 OLD_BLOCK_S = 1.0
+FLOWING_S = 1.0  # since the last byte
 
 
 class Intake:
@@ -60,6 +62,11 @@ class Intake:
         """How much a lane may gather before it writes: all together ``BUFFERED_BYTES``."""
         share = BUFFERED_BYTES // max(1, len(self.connections))
         return max(SMALLEST_BLOCK_BYTES, min(BLOCK_BYTES, share))
+
+    def flowing(self) -> bool:
+        """Whether the server is sending on some connection right now."""
+        now_s = time.monotonic()
+        return any(not c.held and now_s - c.last_byte_s < FLOWING_S for c in self.connections)
 
     def count(self) -> None:
         """Tell the meter what has arrived since the last time."""

@@ -33,6 +33,7 @@ from supervisor.download.transport import (
     content_range,
     literal_url,
     proxy_for,
+    retry_after_s,
 )
 from supervisor.download.watch import Stretch
 from supervisor.download.wire import TICK_S, DeclinedError, Head, UnluckyError, Wire
@@ -42,6 +43,7 @@ LANES = 32
 CONNECT_S = 30.0
 KEEP_S = 15.0
 DECLINED_PAUSE_S = 5.0
+BUSY = frozenset({429, 503})  # would be no less busy for the other way
 HEADERS = {"Accept": "*/*", "Accept-Encoding": "identity", "User-Agent": "comfypod-supervisor"}
 
 T = TypeVar("T")
@@ -146,6 +148,11 @@ class Lane(Stretch):
             if self._wire.answers and not self._stop.is_set():
                 raise UnluckyError("a kept connection had ended") from exc
             raise self._failure(errand, exc) from exc
+        if head.status in BUSY:
+            raise TransientTransferError(
+                f"Cannot download {errand.where}: the server answered {head.status}",
+                retry_after_s=retry_after_s(head.headers.get("retry-after")),
+            )
         errand.accept(head)
         self._wire.answers += 1
         return head

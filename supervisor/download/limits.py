@@ -48,10 +48,18 @@ class RateLimiter:
 
 
 class HostGate:
-    """At most ``per_host`` connections to a host; the urgent are served first."""
+    """At most ``per_host`` connections to a host; the urgent are served first.
 
-    def __init__(self, per_host: int) -> None:
+    A host that turns some away gets as many as it keeps; every few seconds a quarter more is
+    tried.
+    """
+
+    PATIENCE_S = 5.0
+
+    def __init__(self, per_host: int, clock: Callable[[], float] = time.monotonic) -> None:
         self.per_host = per_host
+        self._clock = clock
+        self._kept: dict[str, tuple[int, float]] = {}  # how many a host keeps, and since when
         self._open: Counter[str] = Counter()
         self._waiting: dict[str, list[tuple[int, int, anyio.Event]]] = {}
         self._sequence = 0
@@ -67,14 +75,15 @@ class HostGate:
 
     async def acquire(self, host: str, priority: int) -> None:
         """Wait for a connection; see ``slot``."""
-        if self._open[host] < self.per_host:
+        if not self._waiting.get(host) and self._open[host] < self.most(host):
             self._open[host] += 1
             return
         self._sequence += 1
         event = anyio.Event()
         heapq.heappush(self._waiting.setdefault(host, []), (priority, self._sequence, event))
+        self._hand_out(host)
         try:
-            await event.wait()  # the slot is handed over by ``release``
+            await event.wait()
         except BaseException:
             if event.is_set():
                 self.release(host)
@@ -89,14 +98,32 @@ class HostGate:
 
     def release(self, host: str) -> None:
         """Give a connection back."""
-        queue = self._waiting.get(host)
-        if queue:
-            heapq.heappop(queue)[2].set()
-            return
         self._open[host] -= 1
+        self._hand_out(host)
         if not self._open[host]:
             del self._open[host]
             self._waiting.pop(host, None)
+
+    def _hand_out(self, host: str) -> None:
+        queue = self._waiting.get(host)
+        while queue and self._open[host] < self.most(host):
+            heapq.heappop(queue)[2].set()
+            self._open[host] += 1
+
+    def most(self, host: str) -> int:
+        """How many connections the host may have now."""
+        if host not in self._kept:
+            return self.per_host
+        kept, since_s = self._kept[host]
+        kept += int((self._clock() - since_s) / self.PATIENCE_S) * max(1, kept // 4)
+        if kept >= self.per_host:
+            del self._kept[host]
+        return min(kept, self.per_host)
+
+    def turned_away(self, host: str) -> None:
+        """The host has refused one, which was given back, while it served others."""
+        kept = min(self.most(host), self._open[host]) - bool(self._waiting.get(host))
+        self._kept[host] = max(1, kept), self._clock()
 
 
 class BufferPool:

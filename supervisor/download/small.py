@@ -7,7 +7,6 @@ import hashlib
 from contextlib import AsyncExitStack
 from contextvars import copy_context
 from pathlib import Path
-from urllib.parse import urlsplit
 
 import anyio
 
@@ -96,8 +95,7 @@ async def first_trip(
 
     trip = Trip(destination, resolved, fsync=resources.fsync, limiter=resources.limiter, tell=tell)
     seen.trip = trip
-    host = urlsplit(link.url).netloc.rpartition("@")[2]
-    priority = resources.priority(request, first=True)
+    host, priority = link.host, resources.priority(request, first=True)
     await resources.gate.acquire(host, priority)
     found: int | Larger | None = None
     try:

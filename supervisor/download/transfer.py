@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Coroutine
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from typing import Any
-from urllib.parse import urlsplit
 
 import anyio
 from anyio.abc import TaskGroup
@@ -51,7 +50,8 @@ from supervisor.download.watch import Watch
 from supervisor.download.wire import DeclinedError
 from supervisor.errors import TransientTransferError
 
-FirstWork = Callable[[Reception], Coroutine[Any, Any, None]]
+Work = Coroutine[Any, Any, None]
+FirstWork = Callable[[Reception], Work]
 
 TICK_S = 0.1
 EARLY_BYTES = MIB  # what aiohttp may hold before a receiver takes the connection over
@@ -82,11 +82,11 @@ class Transfer:
         self._lenient = resolved.sha256 is not None and sources.changes > 0
         self._relinking = anyio.Lock()
         self._refused_at = -1  # bytes fetched when an address was refused last
-        self._failures = self._failed_at = 0
-        self._workers = self._size = 0
+        self._failures = self._failed_at = self._workers = self._size = 0
         self._segments = SegmentMap(0)
         self._growth = Growth(resources.connections, resources.first_connections)
         self._error: Exception | None = None
+        self._flowing: Callable[[], bool] = bool
         self._fetched_all = anyio.Event()
         self._follower = Follower(
             part,
@@ -158,7 +158,7 @@ class Transfer:
         await in_thread(self._resources.threads, self._reserve)
         self._meter.begin(done=self._part.written.total, total=self._size)
         intake = self._resources.intake(self._part, self._follower, self._meter, self._size)
-        reception = Reception(intake)
+        reception, self._flowing = Reception(intake), intake.flowing
         self._growth.at_s, self._growth.fetched = anyio.current_time(), self._resources.fetched
         try:
             with self._resources.sharing(self._meter):
@@ -211,8 +211,7 @@ class Transfer:
 
     def _slot(self) -> AbstractAsyncContextManager[None]:
         priority = self._resources.priority(self._request, first=self._workers <= 1)
-        host = urlsplit(self._link.url).netloc.rpartition("@")[2]
-        return self._resources.gate.slot(host, priority)
+        return self._resources.gate.slot(self._link.host, priority)
 
     def _if_range(self) -> str | None:
         identity = self._part.identity
@@ -253,7 +252,7 @@ class Transfer:
                 new = self._segments.take(self._growth.target) or self._segments.steal()
                 if new is None:
                     return
-                await self._guard(group, self._fetch(reception, new))
+                await self._guard(group, self._fetch(reception, new), new)
         finally:
             self._workers -= 1
             if self._segments.finished:
@@ -305,9 +304,9 @@ class Transfer:
             with anyio.CancelScope(shield=True):
                 await stack.aclose()
 
-    async def _guard(self, group: TaskGroup, work: Coroutine[Any, Any, None]) -> None:
-        """Run one request; decide about its failure."""
-        link = self._link
+    async def _guard(self, group: TaskGroup, work: Work, span: Span | None = None) -> None:
+        """Run one request, for ``span``; decide about its failure."""
+        link, start = self._link, span.position if span else -1
         try:
             await work
         except LinkExpiredError as exc:
@@ -315,7 +314,8 @@ class Transfer:
         except RemoteChangedError as exc:
             self._fail(group, exc)
         except TransientTransferError as exc:  # one wrong range says nothing of the next
-            await self._pause(group, exc)
+            nothing = span is not None and span.position == start
+            await self._pause(group, exc, crowded=nothing and self._flowing())
         except Exception as exc:  # noqa: BLE001  (raised again by ``run``)
             self._fail(group, exc)
 
@@ -332,8 +332,11 @@ class Transfer:
             except Exception as error:  # noqa: BLE001  (raised again by ``run``)
                 self._fail(group, error)
 
-    async def _pause(self, group: TaskGroup, exc: TransientTransferError) -> None:
-        moved = self._meter.fetched > self._failed_at
+    async def _pause(self, group: TaskGroup, exc: TransientTransferError, *, crowded: bool) -> None:
+        """Wait after a failure; ``crowded``: the server turned us away while it served others."""
+        if crowded:
+            self._resources.gate.turned_away(self._link.host)
+        moved = crowded or self._meter.fetched > self._failed_at
         self._failures = 1 if moved else self._failures + 1
         self._failed_at = self._meter.fetched
         wanted_s = exc.retry_after_s or 0.0

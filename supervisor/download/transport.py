@@ -64,6 +64,11 @@ class Link:
     headers: Mapping[str, str]
     signed: bool = False
 
+    @property
+    def host(self) -> str:
+        """Name and port of the host, without a user."""
+        return urlsplit(self.url).netloc.rpartition("@")[2]
+
     @classmethod
     def of(cls, resolved: Resolved) -> Link:
         """Start at what the source said."""

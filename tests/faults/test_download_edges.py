@@ -210,6 +210,30 @@ async def test_a_long_pause_is_left_to_the_caller(tmp_path: Path) -> None:
         assert caught.value.retry_after_s == 600
 
 
+@pytest.mark.parametrize(
+    ("lanes", "refusal"),
+    [(16, Fault(status=429)), (16, Fault(cut_after=0)), (0, Fault(status=503))],
+    ids=["429", "cut", "503 on the loop"],
+)
+async def test_a_host_that_serves_four_at_a_time_is_not_pestered(
+    tmp_path: Path, refusal: Fault, lanes: int
+) -> None:
+    """Who is turned away while others are served waits for them to end."""
+    refused = 0
+
+    def four(_: Ask) -> Fault:
+        nonlocal refused
+        if origin.open <= 4:
+            return Fault(bytes_per_s=10 * MIB)
+        refused += 1
+        return refusal
+
+    async with serve(DATA, four) as origin, make(lanes=lanes) as engine:
+        await engine.fetch(wanted(tmp_path, origin.url), Direct(), Log())
+    assert 0 < refused < 60
+    assert (tmp_path / "model.bin").read_bytes() == DATA
+
+
 async def test_a_short_pause_is_kept_and_shown(tmp_path: Path) -> None:
     def busy(ask: Ask) -> Fault:
         return Fault(status=429, headers=(("Retry-After", "1"),)) if ask.number < 2 else Fault()

@@ -139,6 +139,39 @@ async def test_the_gate_holds_the_limit_serves_the_urgent_first_and_survives_can
         pass
 
 
+@pytest.mark.anyio
+async def test_a_host_gets_as_many_as_it_keeps_and_more_after_a_while() -> None:
+    now_s = 0.0
+    gate = HostGate(8, clock=lambda: now_s)
+    for _ in range(8):
+        await gate.acquire("host", 0)
+    for _ in range(5):  # three are served, the others turned away
+        gate.release("host")
+        gate.turned_away("host")
+    assert gate.most("host") == 3
+    assert gate.most("another") == 8
+    done: list[int] = []
+
+    async def visit(number: int) -> None:
+        await gate.acquire("host", number)
+        done.append(number)
+
+    async with anyio.create_task_group() as group:
+        for number in range(3):
+            group.start_soon(visit, number)
+        await anyio.wait_all_tasks_blocked()
+        assert not done
+        gate.release("host")
+        await anyio.wait_all_tasks_blocked()
+        assert done == [0]
+        now_s += 2 * HostGate.PATIENCE_S  # two more may be tried
+        gate.release("host")
+        await anyio.wait_all_tasks_blocked()
+        assert done == [0, 1, 2]
+    now_s += 20 * HostGate.PATIENCE_S
+    assert gate.most("host") == 8
+
+
 def test_a_file_gives_connections_up_when_others_want_their_share() -> None:
     growth = Growth(16, 16)
     growth.bound(2)
