@@ -78,4 +78,4 @@ def test_silence_ends_a_connection(monkeypatch: pytest.MonkeyPatch) -> None:
     world.run(15, line)
     assert not line.reason
     world.run(10, line)
-    assert line.reason == "it stalled"
+    assert "stalled" in line.reason
