@@ -12,8 +12,10 @@ import anyio.to_thread
 from supervisor.config.settings import ModelsSection
 from supervisor.config.units import parse_size_bytes
 from supervisor.core.events import EventBus
+from supervisor.download.request import DownloadRequest
 from supervisor.models.liveness import process_owner
 from supervisor.models.manager import ModelManager
+from supervisor.models.memory import Memory
 from supervisor.models.room import human_bytes
 from supervisor.models.store import PIN_LIFETIME_S, ModelStore, StoredObject
 
@@ -28,6 +30,7 @@ class StoreKeeper:
         if settings.store is None:
             raise ValueError("there is no store to keep")
         self._store = ModelStore(settings.store)
+        self._memory = Memory(self._store)
         self._manager = manager
         self._bus = bus
         self._trouble: str | None = None
@@ -61,7 +64,11 @@ class StoreKeeper:
             self._trouble = reason
 
     def _pin(self) -> None:
-        requests = self._manager.requests
+        requests: list[DownloadRequest] = []
+        for request in self._manager.requests:
+            # A folder that nobody has asked for yet is what it was the last time.
+            noted = self._memory.noted(request) if request.directory else ()
+            requests += noted or (request,)
         wanted = {r.sha256 for r in requests if r.sha256}
         places = {str(r.destination) for r in requests}
         wanted |= {o.sha256 for o in self._store.objects() if places.intersection(o.places)}

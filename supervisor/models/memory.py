@@ -46,12 +46,16 @@ class Memory:
 
     def recall(self, folder: DownloadRequest) -> tuple[DownloadRequest, ...]:
         """The files that ``folder`` stood for, if all of them are on the volume, else none."""
+        files = self.noted(folder)
+        return files if all(map(self.holds, files)) else ()
+
+    def noted(self, folder: DownloadRequest) -> tuple[DownloadRequest, ...]:
+        """The files that ``folder`` stood for, wherever they are; none when nobody knows."""
         try:
             rows = json.loads(self._path(folder).read_bytes())["files"]
-            files = tuple(_file(folder, row) for row in rows)
+            return tuple(_file(folder, row) for row in rows)
         except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
             return ()
-        return files if all(map(self.holds, files)) else ()
 
     def holds(self, file: DownloadRequest) -> bool:
         """Whether the file is in place, or in the store, as far as its size tells."""

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import anyio
+import anyio.to_thread
 
 from supervisor.config.settings import ModelsSection
 from supervisor.config.units import parse_size_bytes
@@ -15,6 +17,7 @@ from supervisor.core.status import DownloadsStatus
 from supervisor.download.request import DownloadRequest
 from supervisor.errors import ControlError, TransferError
 from supervisor.models.manager import ModelManager
+from supervisor.models.memory import Memory
 from supervisor.models.preflight import Preflight
 from supervisor.models.runtime import opened_downloader, opened_sources
 from supervisor.models.store import ModelStore, StoredObject
@@ -86,10 +89,11 @@ async def verify(
             try:
                 files = await preflight.expand(request)
             except TransferError as exc:
-                verdict = Verified(request, Verdict.UNKNOWN, reason=exc.message)
-                verdicts[request.name] = verdict
-                on_verdict(verdict)
-                continue
+                files = await anyio.to_thread.run_sync(preflight.memory.noted, request)
+                if not files:
+                    verdict = Verified(request, Verdict.UNKNOWN, reason=exc.message)
+                    verdicts[request.name] = verdict
+                    on_verdict(verdict)
             for file in files:
                 if file.name not in verdicts:  # folders may overlap
                     verdicts[file.name] = await verify_one(file, resolvers)
@@ -138,9 +142,24 @@ def evict(
         raise ControlError(f"Cannot evict to {text!r}: it {exc}") from exc
     keep = {r.sha256 for r in wanted if r.required and r.sha256}
     store = ModelStore(section.store)
-    required = {str(r.destination) for r in wanted if r.required}
-    keep |= {o.sha256 for o in store.objects() if required.intersection(o.places)}
+    memory = Memory(store)
+    required = {str(p) for r in wanted if r.required for p in _places(r, memory)}
+    keep |= {
+        o.sha256
+        for o in store.objects()
+        if any(place in required or _lies_in(place, required) for place in o.places)
+    }
     before = sum(o.size_bytes for o in store.objects())
     removed = store.evict(limit_bytes, keep=keep, spare_s=0.0, dry_run=dry_run)
     kept_bytes = before - sum(o.size_bytes for o in removed)
     return Eviction(tuple(removed), kept_bytes, kept_bytes > limit_bytes)
+
+
+def _places(request: DownloadRequest, memory: Memory) -> list[Path]:
+    """Where the files of a request stand, or the folder that nobody knows the files of."""
+    noted = memory.noted(request) if request.directory else ()
+    return [file.destination for file in noted] or [request.destination]
+
+
+def _lies_in(place: str, folders: Collection[str]) -> bool:
+    return any(str(parent) in folders for parent in Path(place).parents)

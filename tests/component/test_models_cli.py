@@ -174,6 +174,36 @@ def test_a_store_links_and_evicts(bench: Bench) -> None:
     assert (bench.models / "loras/a.safetensors").exists()
 
 
+@pytest.mark.parametrize("known", [True, False], ids=["noted", "note lost"])
+def test_a_required_folder_is_not_evicted(bench: Bench, *, known: bool) -> None:
+    bench.lines.append(f'store = "{bench.root}/store"')
+    bench.want("o/r", "", "vibevoice/X/", more="required = true")
+    bench.hub.add("o/spare", "t.safetensors", safetensors_bytes(["t.weight"]))
+    bench.want("o/spare", "t.safetensors", "loras/")
+    bench.run("pull")
+    if not known:
+        for note in (bench.root / "store/folders").iterdir():
+            note.unlink()
+    removed = bench.run("evict", "--budget", "1KB")
+    assert [place for o in removed for place in o["places"]] == [
+        str(bench.models / "loras/t.safetensors")
+    ]
+    assert all((bench.models / "vibevoice/X" / f"{n}.safetensors").is_file() for n in DATA)
+
+
+def test_a_folder_is_verified_though_its_hub_is_silent(bench: Bench) -> None:
+    bench.want("o/r", "", "vibevoice/X/")
+    bench.run("pull")
+    bench.hub.silent = True
+    (bench.models / "vibevoice/X/b.safetensors").write_bytes(DATA["b"][:-1] + b"?")
+    verdicts = {v["name"]: v["verdict"] for v in bench.run("verify", expect=1)}
+    assert verdicts == {
+        "vibevoice/X/a.safetensors": "ok",
+        "vibevoice/X/b.safetensors": "damaged",
+        "vibevoice/X/c.safetensors": "ok",
+    }
+
+
 def test_a_workflow_is_judged_and_fetched(bench: Bench) -> None:
     names = ("a", "b")
     entries = [

@@ -16,6 +16,9 @@ from pathlib import Path
 import anyio
 import pytest
 
+from supervisor.config.settings import ModelsSection
+from supervisor.core.events import EventBus
+from supervisor.core.state import StateStore
 from supervisor.download.request import (
     DownloadRequest,
     ProgressCallback,
@@ -23,8 +26,11 @@ from supervisor.download.request import (
     TransferResult,
 )
 from supervisor.errors import ChecksumMismatchError, TransientTransferError
+from supervisor.models.keeper import StoreKeeper
 from supervisor.models.leases import Leases
 from supervisor.models.liveness import Fate, SignOfLife, is_dead, judged, process_owner
+from supervisor.models.manager import ModelManager
+from supervisor.models.memory import Memory
 from supervisor.models.objects import hash_file, open_files
 from supervisor.models.store import ModelStore
 from supervisor.models.transfers import StoreDownloader
@@ -416,7 +422,7 @@ def fill(store: ModelStore, tmp_path: Path, *names: str) -> dict[str, str]:
     digests = {}
     for age, name in enumerate(names):
         data = name.encode() * 1000
-        file = tmp_path / f"{name}.tmp"
+        file = tmp_path / f"{age}.tmp"
         file.write_bytes(data)
         digests[name] = hashlib.sha256(data).hexdigest()
         store.put(file, digests[name])
@@ -455,3 +461,25 @@ def test_pins_of_pods_that_are_gone_do_not_count(tmp_path: Path) -> None:
     (pin,) = (store.root / "pins").glob("*.json")
     os.utime(pin, (1, 1))
     assert not store.pinned()
+
+
+@pytest.mark.anyio
+async def test_a_boot_evicts_nothing_that_it_will_want(tmp_path: Path) -> None:
+    """Nobody has been here for days, and the folder's source has not been asked yet."""
+    store = ModelStore(tmp_path / "store")
+    digests = fill(store, tmp_path, "folder/a", "single", "spare")
+    single, spare, inside = (tmp_path / "m" / n for n in ("single", "spare", "folder/a"))
+    folder = DownloadRequest("folder/x", "", tmp_path / "m/folder", directory=True)
+    child = DownloadRequest("folder/a", "", inside, size_bytes=inside.stat().st_size)
+    Memory(store).remember(folder, [child])
+    settings = ModelsSection(store=store.root, store_budget="1KB")
+    bus = EventBus()
+    manager = ModelManager(
+        settings=settings, state=StateStore(), bus=bus, downloader=Engine(), resolvers={}
+    )
+    manager.enqueue([folder, request(single, digests["single"])])
+    await StoreKeeper(settings=settings, manager=manager, bus=bus).keep_once()
+    assert inside.exists()
+    assert single.exists()
+    assert not spare.exists()
+    assert [e.subject for e in bus.recent() if e.kind == "models.evicted"] == [digests["spare"]]
