@@ -19,9 +19,10 @@ import anyio
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from supervisor.download.engine import SegmentedDownloader
+from supervisor.download.lane import LANES
 from supervisor.download.request import DownloadRequest, Resolved
 
-FILES_AT_ONCE = 16
+FILES_AT_ONCE = 8  # [models] concurrent_files as it is shipped
 BEAT_S = 0.005
 
 
@@ -37,7 +38,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--uvloop", action="store_true")
     parser.add_argument("--no-fsync", action="store_true")
     parser.add_argument("--connections", type=int, default=16)
-    parser.add_argument("--lanes", type=int, default=16, help="0: all on the event loop")
+    parser.add_argument("--lanes", type=int, default=LANES, help="0: all on the event loop")
     parser.add_argument("--nice", type=int, default=0, help="of the engine's threads")
     parser.add_argument("--for-s", type=float, help="fetch again and again for so long")
     return parser.parse_args()

@@ -52,7 +52,7 @@ class Wire:
         """Take ``connected`` over; ``host`` is the name that its certificate must bear."""
         self._socket = connected
         connected.setblocking(True)
-        interval = struct.pack("@ll", 0, int(TICK_S * 1e6))
+        interval = struct.pack("@ll", int(TICK_S), int(TICK_S % 1 * 1e6))
         connected.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, interval)
         connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._early = memoryview(b"")
@@ -98,7 +98,7 @@ class Wire:
             return count
         if self._tls is not None:
             return self._receive_tls(self._tls, into, expected)
-        return self._receive_raw(into, whole=True)
+        return self._receive_raw(into, sure=expected)
 
     def shut(self) -> None:
         """Break the connection; a thread that waits on it returns. From any thread."""
@@ -110,10 +110,17 @@ class Wire:
         """Give the descriptor back; no thread may use the wire any more."""
         self._socket.close()
 
-    def _receive_raw(self, into: memoryview, *, whole: bool) -> int:
-        self._wake_at(min(len(into), WAKE_BYTES) if whole else 1)
+    def _receive_raw(self, into: memoryview, *, sure: int = 0) -> int:
+        # Without a mark the kernel wakes the thread for every few packets, all for one
+        # receive. But it never wakes it for less than the mark: as much must still follow.
+        if sure > WAKE_BYTES:
+            into = into[: sure - WAKE_BYTES]
+            self._wake_at(WAKE_BYTES)
+        else:
+            into = into[:sure] if sure else into
+            self._wake_at(1)
         try:
-            count = self._socket.recv_into(into, 0, socket.MSG_WAITALL if whole else 0)
+            count = self._socket.recv_into(into, 0, socket.MSG_WAITALL if sure else 0)
         except BlockingIOError:
             count = 0
         else:
@@ -124,7 +131,6 @@ class Wire:
         return count
 
     def _wake_at(self, count: int) -> None:
-        # Without it the kernel wakes the thread for every few packets, all for one receive.
         if count != self._low:
             self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, count)
             self._low = count
@@ -136,9 +142,10 @@ class Wire:
                 count = _read(tls, into[got:])
             except ssl.SSLWantReadError:
                 self._flush()
-                # Records add to the body, so that many bytes will come without fail.
-                sure = expected - got >= len(self._raw) + _RECORD_BYTES
-                if not self._fill(whole=sure) or time.monotonic() > until_s:
+                # Records only add to the body; what of it lies here undecoded is one at most.
+                sure = expected - got - _RECORD_BYTES
+                sure = sure if sure > WAKE_BYTES else 0
+                if not self._fill(sure=sure) or time.monotonic() > until_s:
                     break
                 continue
             except ssl.SSLError as exc:
@@ -148,8 +155,8 @@ class Wire:
             got += count
         return got
 
-    def _fill(self, *, whole: bool = False) -> int:
-        count = self._receive_raw(self._raw, whole=whole)
+    def _fill(self, *, sure: int = 0) -> int:
+        count = self._receive_raw(self._raw, sure=sure)
         self._incoming.write(self._raw[:count])
         return count
 
@@ -186,7 +193,7 @@ class Wire:
             if have == len(buffer):
                 raise DeclinedError("endless headers")
             if self._tls is None:
-                have += self._receive_raw(buffer[have:], whole=False)
+                have += self._receive_raw(buffer[have:])
             else:
                 have += self._read_some(self._tls, buffer[have:])
             _check(deadline_s)

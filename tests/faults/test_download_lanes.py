@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
+import os
 import socket
 import ssl
 import subprocess
+import sys
+import termios
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -228,14 +232,72 @@ def test_a_header_with_a_line_break_is_never_sent(pair: tuple[Wire, socket.socke
         pair[0].ask("/m", {"A": "1\r\nB: 2"}, timeout_s=1)
 
 
-@pytest.mark.needs("openssl")
-def test_a_certificate_of_another_name_is_declined(tmp_path: Path) -> None:
-    pem = tmp_path / "cert.pem"
+def certified(folder: Path) -> tuple[ssl.SSLContext, ssl.SSLContext]:
+    """A client's and a server's context; the certificate is for other.example."""
+    pem = folder / "cert.pem"
     command = "openssl req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=o"
-    command += f" -addext subjectAltName=DNS:other.example -keyout {tmp_path}/key -out {pem}"
+    command += f" -addext subjectAltName=DNS:other.example -keyout {folder}/key -out {pem}"
     subprocess.run(command.split(), check=True, capture_output=True)
     server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    server.load_cert_chain(pem, tmp_path / "key")
+    server.load_cert_chain(pem, folder / "key")
+    return ssl.create_default_context(cafile=str(pem)), server
+
+
+@pytest.mark.needs("openssl")
+@pytest.mark.parametrize("secure", [False, True], ids=["plain", "tls"])
+def test_the_last_bytes_of_a_body_are_not_waited_for_in_vain(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, secure: bool
+) -> None:
+    monkeypatch.setattr("supervisor.download.wire.TICK_S", 600)  # hides no lost wake-up
+    client, server = certified(tmp_path)
+    ours, theirs = connected()
+    wire = Wire(ours, tls=client if secure else None, host="other.example")
+    data = random_bytes(600 * 1024)  # a receive over TLS ends shortly before its end
+    body, got = memoryview(bytearray(len(data))), 0
+    first, tail = data[: -100 * 1024], data[-100 * 1024 :]
+    tail_sent, received = threading.Event(), threading.Event()
+
+    def answer() -> None:
+        peer = server.wrap_socket(theirs, server_side=True) if secure else theirs
+        while not peer.recv(65536).endswith(b"\r\n\r\n"):
+            pass
+        peer.sendall(b"HTTP/1.1 206 OK\r\nContent-Length: %d\r\n\r\n" % len(data) + first)
+        while _unread(ours):  # until the client has taken all of it, and waits for more
+            os.sched_yield()
+        peer.sendall(tail)
+        tail_sent.set()
+        received.wait(60)
+        peer.close()
+
+    def receive() -> None:
+        nonlocal got
+        wire.ask("/m", {"Host": "h"}, timeout_s=30)
+        while got < len(data):
+            got += wire.receive(body[got:], expected=len(data) - got)
+        received.set()
+
+    threads = [threading.Thread(target=work) for work in (answer, receive)]
+    for thread in threads:
+        thread.start()
+    assert tail_sent.wait(60)
+    whole = received.wait(60)
+    wire.shut()
+    for thread in threads:
+        thread.join()
+    wire.close()
+    assert whole
+    assert bytes(body) == data
+
+
+def _unread(sock: socket.socket) -> int:
+    waiting = bytearray(4)
+    fcntl.ioctl(sock, termios.FIONREAD, waiting)
+    return int.from_bytes(waiting, sys.byteorder)
+
+
+@pytest.mark.needs("openssl")
+def test_a_certificate_of_another_name_is_declined(tmp_path: Path) -> None:
+    client, server = certified(tmp_path)
     ours, theirs = connected()
 
     def answer() -> None:
@@ -246,7 +308,6 @@ def test_a_certificate_of_another_name_is_declined(tmp_path: Path) -> None:
 
     thread = threading.Thread(target=answer)
     thread.start()
-    client = ssl.create_default_context(cafile=str(pem))
     wire = Wire(ours, tls=client, host="models.example")
     with pytest.raises(DeclinedError, match="CERTIFICATE"):
         wire.ask("/m", {}, timeout_s=30)
