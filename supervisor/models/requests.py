@@ -188,6 +188,6 @@ def _page(source: str, reference: str, section: ModelsSection) -> str:
 
 def _problem(key: str, value: str, exc: ValueError) -> ConfigProblem:
     reason = str(exc)
-    hint = _FOLDER_HINT if "folder" in reason else None
+    hint = _FOLDER_HINT if "folder" in reason or "'..'" in reason else None
     shown = display_url(value) if "://" in value else value
     return ConfigProblem(key=key, value=shown, reason=reason, hint=hint)
