@@ -215,6 +215,15 @@ class Pod:
         self.bus.publish("pod.ready", f"The pod is ready after {took_s:.1f} s", seconds=took_s)
         with suppress(OSError):  # a state directory that cannot be written is told elsewhere
             await anyio.to_thread.run_sync(history.record, timeline.spans_s)
+            if self.boot.settings.sync.logs:
+                from supervisor.app.boot_report import (  # noqa: PLC0415 - few want it
+                    boot_report,
+                    write_report,
+                )
+
+                report = boot_report(self.boot, self.reloader.plan, timeline)
+                directory = self.boot.settings.supervisor.state_dir / "logs"
+                await anyio.to_thread.run_sync(write_report, directory, report)
 
     # -- while it runs --------------------------------------------------------------------
 
@@ -306,6 +315,9 @@ class Pod:
         if syncer is None or left_s <= 0:
             return
         with anyio.move_on_after(left_s + _RESERVE_S / 2, shield=True):
+            if self.boot.settings.sync.logs:
+                with anyio.move_on_after(left_s / 4):  # a disk that hangs
+                    await self.logs.release_files()
             try:
                 status = await syncer.flush(left_s, final=True)
             except SupervisorError as error:

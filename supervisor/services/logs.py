@@ -318,6 +318,13 @@ class LogStore:
                 for sink in self._sinks:
                     await anyio.to_thread.run_sync(sink.flush, abandon_on_cancel=True)
 
+    async def release_files(self) -> None:
+        """Close the files when all is written, so that they count as finished.
+
+        The next line opens its file again.
+        """
+        await self._sinks[0].settle(self._files.close)
+
     def service(self, name: str) -> ServiceLog:
         """Return the log of one service, made on first use."""
         if name not in self._services:

@@ -108,6 +108,18 @@ class Sink:
         if self._queue:
             self._write(self._take())
 
+    async def settle(self, then: Callable[[], None]) -> None:
+        """Write what is queued, then call ``then`` while nothing is being written."""
+        batch = self._take()
+
+        def work() -> None:
+            if batch:
+                self._write(batch)
+            with self._writing:
+                then()
+
+        await anyio.to_thread.run_sync(work, abandon_on_cancel=True)
+
     def _take(self) -> list[LogLine]:
         batch, self._queue, self._queued_bytes = self._queue, [], 0
         return batch

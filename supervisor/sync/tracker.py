@@ -17,6 +17,7 @@ from supervisor.sync.examine import Examiner, Facts, Verdict, Watched, judge
 from supervisor.sync.model import Identity, Tree
 from supervisor.sync.overflow import Overflow
 from supervisor.sync.sweep import Sweep
+from supervisor.sync.trees import LOGS
 from supervisor.sync.watcher import Tell, Watcher
 
 _log = logging.getLogger("supervisor.sync")
@@ -100,8 +101,10 @@ class Tracker:
         """Files that are known to be new but not finished, and not in the backlog."""
         unseen = self._inbox.paths.keys() | self._looking if self._inbox.paths else self._looking
         known = self._watched.keys()
-        news = sum(k not in known and self._backlog.get(k) is None for k in unseen)
-        return news + len(known) + len(self._overflow)
+        news = sum(
+            k not in known and k.tree != LOGS and self._backlog.get(k) is None for k in unseen
+        )
+        return news + len(self.watched) + len(self._overflow)
 
     @property
     def spilled(self) -> int:
@@ -116,8 +119,13 @@ class Tracker:
 
     @property
     def watched(self) -> Mapping[PathKey, Watched]:
-        """The files that are not finished, and why."""
-        return self._watched
+        """The files that are not finished, and why.
+
+        Logs grow as long as the pod runs: nobody waits for their end.
+        """
+        if LOGS not in self._sweeps:
+            return self._watched
+        return {key: w for key, w in self._watched.items() if key.tree != LOGS or not w.writers}
 
     def rescan(self) -> None:
         """Look at everything soon."""

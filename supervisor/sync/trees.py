@@ -11,6 +11,7 @@ from supervisor.sync.keys import build_key, day_of
 from supervisor.sync.model import Identity, Tree
 
 OUTPUTS = "outputs"
+LOGS = "logs"
 # Rotated logs and reports; a log that is still written is not finished and stays.
 _LOG_PATTERNS = ("*.log.*", "*.log", "*.json", "*.txt")
 
@@ -48,9 +49,9 @@ def user_tree(settings: SyncSection, kind: str, comfyui: Path) -> Tree:
 def log_tree(settings: SyncSection, directory: Path) -> Tree:
     """Describe the folder of rotated logs and boot reports."""
     return Tree(
-        "logs",
+        LOGS,
         directory,
-        base_prefix(settings) + "logs",
+        base_prefix(settings) + LOGS,
         patterns=_LOG_PATTERNS,
         ignore=settings.ignore,
         keep_both=True,
