@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from functools import partial
 from http import HTTPStatus
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import anyio
 
@@ -31,7 +32,11 @@ from supervisor.models.organizer import organize
 from supervisor.models.verifier import Verdict, Verified, discard_damaged
 from supervisor.models.workflow_plan import Finding, Item
 
+if TYPE_CHECKING:
+    from rich.progress import ProgressColumn
+
 _NAME_WIDTH = 36
+_FIGURES_WIDTH = 52  # a bar of ten, "157.3/157.3 GB", "999.9 MB/s", "0:00:00" and what is between
 _ANSWER_S = 5.0
 
 
@@ -113,10 +118,10 @@ def _say_downloads(status: DownloadsStatus, environ: Mapping[str, str]) -> None:
         say(line, environ)
 
 
-def _shortened(name: str) -> str:
-    """The end of a long name: it leaves room for the bar."""
-    shown = clean(name)
-    return shown if len(shown) <= _NAME_WIDTH else f"…{shown[1 - _NAME_WIDTH :]}"
+def _shortened(name: str, columns: int) -> str:
+    """The end of a long name: it leaves room for a bar, two sizes, the rate and the time."""
+    shown, width = clean(name), max(12, min(_NAME_WIDTH, columns - _FIGURES_WIDTH))
+    return shown if len(shown) <= width else f"…{shown[1 - width :]}"
 
 
 @contextmanager
@@ -137,6 +142,27 @@ class _Teller(logging.Handler):
             print(f"supervisor: {clean(record.getMessage())}", file=sys.stderr)
 
 
+def _columns() -> list[ProgressColumn]:
+    """What a line of the bars shows; figures are never broken, the bar gives way."""
+    from rich.progress import (  # noqa: PLC0415 - only where bars are drawn
+        BarColumn,
+        DownloadColumn,
+        TextColumn,
+        TimeRemainingColumn,
+        TransferSpeedColumn,
+    )
+    from rich.table import Column  # noqa: PLC0415
+
+    whole = Column(no_wrap=True)
+    return [
+        TextColumn("{task.description}", markup=False, table_column=whole),
+        BarColumn(),
+        DownloadColumn(table_column=whole),
+        TransferSpeedColumn(table_column=whole),
+        TimeRemainingColumn(table_column=whole),
+    ]
+
+
 @contextmanager
 def _bars(*, quiet: bool) -> Iterator[StatusCallback]:
     """Show a bar for all bytes and one for each file under way, on a terminal only."""
@@ -144,24 +170,10 @@ def _bars(*, quiet: bool) -> Iterator[StatusCallback]:
         yield lambda _: None
         return
     from rich.console import Console  # noqa: PLC0415 - only where bars are drawn
-    from rich.progress import (  # noqa: PLC0415
-        BarColumn,
-        DownloadColumn,
-        Progress,
-        TaskID,
-        TextColumn,
-        TimeRemainingColumn,
-        TransferSpeedColumn,
-    )
+    from rich.progress import Progress, TaskID  # noqa: PLC0415
 
-    columns = (
-        TextColumn("{task.description}", markup=False),
-        BarColumn(),
-        DownloadColumn(),
-        TransferSpeedColumn(),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+    console = Console(stderr=True)
+    with Progress(*_columns(), console=console, transient=True) as progress:
         total = progress.add_task("all files", total=None)
         shown: dict[str, TaskID] = {}
 
@@ -170,7 +182,9 @@ def _bars(*, quiet: bool) -> Iterator[StatusCallback]:
             for file in status.files:
                 moving = file.state in (DownloadState.ACTIVE, DownloadState.VERIFYING)
                 if moving and file.name not in shown:
-                    shown[file.name] = progress.add_task(_shortened(file.name), total=None)
+                    shown[file.name] = progress.add_task(
+                        _shortened(file.name, console.width), total=None
+                    )
                 if file.name in shown:
                     task = shown[file.name]
                     progress.update(task, completed=file.bytes_done, total=file.bytes_total)
