@@ -202,13 +202,22 @@ def _proxies() -> Mapping[str, str]:
 
 
 def proxy_for(url: str) -> tuple[str | None, dict[str, str]]:
-    """The proxy that the environment names for ``url``, and the headers meant for it."""
+    """The proxy that the environment names for ``url``, and the headers meant for it.
+
+    Raises:
+        PermanentTransferError: that is a proxy of another kind.
+    """
     parts = urlsplit(url)
     proxies = _proxies()
     proxy = proxies.get(parts.scheme) or proxies.get("all")
     if not proxy or proxy_bypass(parts.hostname or ""):
         return None, {}
     target = urlsplit(proxy if "://" in proxy else f"http://{proxy}")
+    if target.scheme not in ("http", "https"):
+        raise PermanentTransferError(
+            f"Cannot reach {parts.hostname}: its proxy speaks {target.scheme}, not HTTP",
+            hint="set http_proxy and https_proxy to an HTTP proxy, or name the host in no_proxy",
+        )
     headers = {}
     if target.username:
         login = f"{unquote(target.username)}:{unquote(target.password or '')}"

@@ -39,7 +39,9 @@ async def opened_sources(
     section: ModelsSection, environ: Mapping[str, str]
 ) -> AsyncIterator[dict[str, Resolver]]:
     """Open the sources for the time of the context."""
-    async with aiohttp.ClientSession() as session:
+    # What a host is asked counts among its connections, and so do those that are kept for more.
+    connector = aiohttp.TCPConnector(limit_per_host=section.per_host, keepalive_timeout=2.0)
+    async with aiohttp.ClientSession(connector=connector) as session:
         context = SourceContext.from_settings(section, session=session, environ=environ)
         yield open_sources(context)
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import importlib.util
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,10 +14,12 @@ import pytest
 from supervisor.config.settings import ModelFile, ModelsSection
 from supervisor.core.events import EventBus
 from supervisor.core.state import StateStore
+from supervisor.download.request import DownloadRequest
 from supervisor.models.embedded import read_workflow
 from supervisor.models.planning import plan_models
+from supervisor.models.preflight import Preflight
 from supervisor.models.references import display_url, parse_hub, recognise
-from supervisor.models.runtime import run_models
+from supervisor.models.runtime import opened_sources, run_models
 from supervisor.models.workflow import distinct
 from tests.conftest import require
 from tests.support.hub import Hub, serve
@@ -179,3 +183,30 @@ async def test_a_template_boots_with_what_it_needs(tmp_path: Path, template: Pat
             group.cancel_scope.cancel()
         for name, data in wanted.items():
             assert (models / name).read_bytes() == data
+
+
+async def test_questions_keep_to_the_connections_of_a_host(tmp_path: Path) -> None:
+    now = most = 0
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal now, most
+        with suppress(asyncio.IncompleteReadError):
+            while await reader.readuntil(b"\r\n\r\n"):
+                now += 1
+                most = max(most, now)
+                await asyncio.sleep(0.02)
+                now -= 1
+                writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\n")
+        writer.close()
+
+    server = await asyncio.start_server(answer, "127.0.0.1", 0)
+    address = "http://127.0.0.1:{}/{}".format(server.sockets[0].getsockname()[1], "{}")
+    wanted = [
+        DownloadRequest(str(n), address.format(n), tmp_path / str(n), reference=address.format(n))
+        for n in range(8)
+    ]
+    section = ModelsSection(directory=tmp_path, per_host=2)
+    async with server, opened_sources(section, {}) as sources:
+        answers = await Preflight(sources).check(wanted)
+        assert [a.size_bytes for a in answers] == [9] * 8
+    assert most == 2

@@ -23,7 +23,7 @@ from supervisor.download.limits import BufferPool, HostGate
 from supervisor.download.partial import PartFile
 from supervisor.download.request import DownloadRequest, Progress
 from supervisor.download.wire import Wire
-from supervisor.errors import DiskFullError, TransientTransferError
+from supervisor.errors import DiskFullError, PermanentTransferError, TransientTransferError
 from tests.support.bad_origin import Ask, Fault, serve
 from tests.support.downloads import QUICK, Direct, Log, only, random_bytes, wanted
 
@@ -71,6 +71,19 @@ async def test_the_environment_names_the_proxy(
         # "user:p@ss" in base64
         assert {ask.headers["proxy-authorization"] for ask in proxy.asks} == {"Basic dXNlcjpwQHNz"}
         assert (tmp_path / "model.bin").read_bytes() == DATA
+
+
+async def test_a_proxy_of_another_kind_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("all_proxy", "socks5://127.0.0.1:9")
+    monkeypatch.setenv("no_proxy", "")
+    transport._proxies.cache_clear()
+    async with make() as engine:
+        with pytest.raises(PermanentTransferError, match="socks5") as caught:
+            await engine.fetch(wanted(tmp_path, "http://models.invalid/m"), Direct(), Log())
+    transport._proxies.cache_clear()
+    assert "no_proxy" in (caught.value.hint or "")
 
 
 async def test_few_buffers_slow_down_but_break_nothing(
