@@ -68,7 +68,11 @@ class Pod:
         self.bus = EventBus()
         self.state = StateStore(_first_snapshot(boot))
         section = boot.settings.supervisor
-        self.logs = LogStore(section.state_dir / "logs", boot.redactor.redact)
+        self.logs = LogStore(
+            section.state_dir / "logs",
+            boot.redactor.redact,
+            console_json=section.log_format == "json",
+        )
         self.ladder = Ladder(boot, self.state, self.bus)
         self.gpu_memory = GpuMemory(boot)
         self.nodes = NodeKeeper(boot, self.state, self.bus)

@@ -184,6 +184,41 @@ async def test_console_lines_are_prefixed_or_json(monkeypatch: pytest.MonkeyPatc
             assert data == b"comfyui      | token ***\n"
 
 
+def test_with_log_format_json_every_line_of_a_pod_is_json(tmp_path: Path) -> None:
+    config = tmp_path / "supervisor.toml"
+    config.write_text(
+        f"""
+        [supervisor]
+        state_dir = "{tmp_path}/state"
+        socket = "{tmp_path}/s.sock"
+        log_format = "json"
+        [comfyui]
+        enabled = false
+        [models]
+        bundles = []
+        [health]
+        port = 0
+        [services.talk]
+        command = ["sh", "-c", "echo hello; exec sleep 1000"]
+        """
+    )
+    command = [sys.executable, "-m", "supervisor", "run", "--config", str(config)]
+    path = {"PATH": os.environ["PATH"]}
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=path
+    ) as pod:
+        assert pod.stdout is not None
+        text = []
+        for line in pod.stdout:
+            text.append(line)
+            if "hello" in line:
+                pod.terminate()
+    assert pod.returncode == 0
+    lines = [json.loads(line) for line in text]
+    assert any("message" in line for line in lines)  # the supervisor's own are among them
+    assert [line["text"] for line in lines if line.get("service") == "talk"] == ["hello"]
+
+
 async def test_a_slow_follower_loses_the_oldest_and_knows() -> None:
     store = LogStore(None, str, console=False)
     with store.subscribe(None, limit=10) as lines:
