@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from enum import StrEnum
+from itertools import chain
 from pathlib import Path, PurePosixPath
 
 from supervisor.config.settings import ModelFile, ModelsSection
@@ -157,13 +158,13 @@ def _by_name(
     directory: Path,
 ) -> Item:
     """Look a bare name up: in the catalog, then among the templates' models."""
-    reference = _with_extension(reference, [*catalog.files, *known])
+    reference = _with_extension(reference, chain(catalog.files, known))
     base = PurePosixPath(reference.name).name
     keys = _matching(catalog.by_file_name.get(base, ()), reference)
     if len(keys) == 1:
         request = catalog_request(catalog, keys[0], section=section, directory=directory)
         return Item(reference, Finding.FETCHABLE, _named(request, reference, directory))
-    template_keys = _matching([k for k in known if PurePosixPath(k).name == base], reference)
+    template_keys = _matching([k for k in known if k.rpartition("/")[2] == base], reference)
     sources = {(k, source) for k in template_keys for source in known[k]}
     if len(sources) == 1:
         key, source = next(iter(sources))

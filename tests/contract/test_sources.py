@@ -232,6 +232,21 @@ async def test_civitai_login_is_asked_for(tmp_path: Path, how: str) -> None:
         assert await w.read(await w.resolve(request, civitai_token=CIVITAI_TOKEN)) == DATA
 
 
+@pytest.mark.parametrize(
+    ("ends", "file"),
+    [("2999-01-01T00:00:00.000Z", "old"), ("2020-01-01T00:00:00.000Z", "new"), ("soon", "old")],
+)
+async def test_civitai_early_access_ends(tmp_path: Path, ends: str, file: str) -> None:
+    async with world(tmp_path) as w:
+        dates = {"availability": "EarlyAccess", "earlyAccessEndsAt": ends}
+        w.hub.add_version(6, "new.safetensors", DATA, **dates)
+        w.hub.add_version(5, "old.safetensors", DATA)
+        versions = [w.hub.versions[6], w.hub.versions[5]]
+        w.hub.models[50] = {"id": 50, "type": "LORA", "modelVersions": versions}
+        request = w.request("http", f"{w.hub.hub_url}/models/50")
+        assert (await w.resolve(request)).file_name == f"{file}.safetensors"
+
+
 async def test_civitai_early_access_names_the_page(tmp_path: Path) -> None:
     async with world(tmp_path) as w:
         w.hub.add_version(7, "f.safetensors", DATA, availability="EarlyAccess")

@@ -7,10 +7,13 @@ storage; the key travels in a header, since ``?token=`` would end in logs.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
+from datetime import datetime
 from typing import Any
 from urllib.parse import urljoin, urlsplit
 
+from supervisor.core.clock import wall_time_s
 from supervisor.download.request import DownloadRequest, Resolved
 from supervisor.errors import (
     AuthRequiredError,
@@ -290,6 +293,8 @@ def _from_model(data: Mapping[str, Any], *, doing: str) -> CivitaiVersion:
 
 
 def _early(version: Mapping[str, Any]) -> bool:
-    return str(version.get("availability") or "").lower() == "earlyaccess" or bool(
-        version.get("earlyAccessEndsAt")
-    )
+    """Whether one must pay still; what has ended stays written in some answers."""
+    ends = str(version.get("earlyAccessEndsAt") or "")
+    with suppress(ValueError):
+        return datetime.fromisoformat(ends).timestamp() > wall_time_s()
+    return bool(ends) or str(version.get("availability") or "").lower() == "earlyaccess"
