@@ -6,12 +6,17 @@ import os
 import shutil
 import signal
 
+import hypothesis
 import pytest
 
 
 def pytest_configure() -> None:
-    """A shell starts what it puts into the background deaf to SIGINT, and so would we."""
+    """Make the surroundings alike everywhere."""
+    # A shell starts what it puts into the background deaf to SIGINT, and so would we.
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    # Hypothesis gives every example 200 ms: on a busy machine one of thousands takes longer.
+    hypothesis.settings.register_profile("busy machine", deadline=None)
+    hypothesis.settings.load_profile("busy machine")
 
 
 @pytest.fixture
