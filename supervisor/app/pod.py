@@ -219,15 +219,21 @@ class Pod:
         self.bus.publish("pod.ready", f"The pod is ready after {took_s:.1f} s", seconds=took_s)
         with suppress(OSError):  # a state directory that cannot be written is told elsewhere
             await anyio.to_thread.run_sync(history.record, timeline.spans_s)
-            if self.boot.settings.sync.logs:
-                from supervisor.app.boot_report import (  # noqa: PLC0415 - few want it
-                    boot_report,
-                    write_report,
-                )
+            await self._report()
 
-                report = boot_report(self.boot, self.reloader.plan, timeline)
-                directory = self.boot.settings.supervisor.state_dir / "logs"
-                await anyio.to_thread.run_sync(write_report, directory, report)
+    async def _report(self) -> None:
+        """Write what this boot decided beside the logs that go to the bucket.
+
+        Raises:
+            OSError: the folder cannot be written.
+        """
+        if not self.boot.settings.sync.logs:
+            return
+        from supervisor.app.boot_report import boot_report, write_report  # noqa: PLC0415 - rare
+
+        document = boot_report(self.boot, self.reloader.plan)
+        directory = self.boot.settings.supervisor.state_dir / "logs"
+        await anyio.to_thread.run_sync(write_report, directory, document)
 
     # -- while it runs --------------------------------------------------------------------
 
@@ -320,7 +326,8 @@ class Pod:
             return
         with anyio.move_on_after(left_s + _RESERVE_S / 2, shield=True):
             if self.boot.settings.sync.logs:
-                with anyio.move_on_after(left_s / 4):  # a disk that hangs
+                with anyio.move_on_after(left_s / 4), suppress(OSError):  # a disk that hangs
+                    await self._report()  # where it never became ready
                     await self.logs.release_files()
             try:
                 status = await syncer.flush(left_s, final=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 from supervisor.demo.world import DemoWorld
-from tests.e2e.pod import edit, ready_pod
+from tests.e2e.pod import Pod, edit, ready_pod
 
 
 def test_logs_and_the_boot_report_are_stored_and_an_open_log_is_no_pending_output(
@@ -28,3 +28,17 @@ def test_logs_and_the_boot_report_are_stored_and_an_open_log_is_no_pending_outpu
     assert world.token not in report.read_text()
     (stored,) = world.bucket.glob("logs/*/*/comfyui.log")
     assert "Starting server" in stored.read_text()
+
+
+def test_a_boot_that_never_became_ready_is_reported_as_well(world: DemoWorld) -> None:
+    edit(world, "sync", logs=True)
+    edit(world, "supervisor", shutdown_grace_s=50)
+    edit(world, "services.never", command=["sleep", "3600"], required=True, after=["comfyui"])
+    world.config.write_text(
+        world.config.read_text() + f'[services.never.ready]\nfile = "{world.folder}/no"\n'
+    )
+    with Pod(world) as pod:
+        pod.wait(lambda s: s["sync"]["uploaded"], "the sync runs")
+        assert pod.stop() == 0
+    (report,) = world.bucket.glob("logs/*/*/boot-*.json")
+    assert "ready" not in json.loads(report.read_text())["boot"]["spans_s"]
