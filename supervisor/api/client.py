@@ -20,13 +20,13 @@ _CHUNK_BYTES = 65536
 _MAX_LINE_BYTES = 65536
 
 
-def connect(socket_path: str, *, timeout_s: float | None = 30.0) -> Client:
+def connect(socket_path: str) -> Client:
     """Return a client after making sure that a daemon listens.
 
     Raises:
         DaemonUnreachableError: nobody answers there.
     """
-    client = Client(socket_path, timeout_s=timeout_s)
+    client = Client(socket_path)
     client.ping()
     return client
 

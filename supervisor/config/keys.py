@@ -87,9 +87,9 @@ def resolve(path: Sequence[str | int]) -> Key | None:
     return Key(_kind(annotation, str(name)), annotation, field)
 
 
-def secret_paths(section: type[Section] = Settings, prefix: KeyPath = ()) -> Iterator[KeyPath]:
+def secret_paths() -> Iterator[KeyPath]:
     """Yield every fixed key that holds a secret."""
-    for path, field in walk(section, prefix):
+    for path, field in walk():
         if _plain(field.annotation) is SecretStr:
             yield path
 

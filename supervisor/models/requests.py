@@ -44,9 +44,7 @@ def settings_requests(section: ModelsSection, *, directory: Path) -> tuple[Downl
     return unique
 
 
-def file_request(
-    file: ModelFile, *, section: ModelsSection, directory: Path, bundle: str | None = None
-) -> DownloadRequest:
+def file_request(file: ModelFile, *, section: ModelsSection, directory: Path) -> DownloadRequest:
     """Make the request of one file.
 
     Raises:
@@ -62,7 +60,6 @@ def file_request(
         reference=reference,
         size_bytes=file.size_bytes,
         sha256=file.sha256.lower() if file.sha256 else None,
-        bundle=bundle,
         required=file.required,
         mirrors=file.mirrors,
         directory=not named,

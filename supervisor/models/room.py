@@ -17,15 +17,13 @@ class Need:
     size_bytes: int | None
 
 
-def without_room(
-    needs: Iterable[Need], *, free_bytes: int, reserve_bytes: int = RESERVE_BYTES
-) -> dict[str, str]:
+def without_room(needs: Iterable[Need], *, free_bytes: int) -> dict[str, str]:
     """Walk ``needs`` in order of priority; return those that do not fit, with the numbers.
 
     A file that does not fit leaves its room to smaller ones behind it. Unknown sizes count
     as nothing: the engine checks again when it learns them.
     """
-    left = free_bytes - reserve_bytes
+    left = free_bytes - RESERVE_BYTES
     refused: dict[str, str] = {}
     for need in needs:
         size = need.size_bytes or 0

@@ -54,18 +54,12 @@ class Selection:
         """All files, each once."""
         return merge(r for group in self.groups for r in group.requests)
 
-    def fit(
-        self,
-        *,
-        free_bytes: int,
-        in_place: Mapping[str, int],
-        reserve_bytes: int = RESERVE_BYTES,
-    ) -> Selection:
+    def fit(self, *, free_bytes: int, in_place: Mapping[str, int]) -> Selection:
         """Leave out the groups that the disk cannot take: required ones first, largest last.
 
         ``in_place`` holds the sizes, by name, of files that are on the disk already.
         """
-        left = free_bytes - reserve_bytes
+        left = free_bytes - RESERVE_BYTES
         counted: set[str] = set()
         kept: list[Group] = []
         refused = list(self.refused)

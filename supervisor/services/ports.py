@@ -29,14 +29,13 @@ class PortHolder:
         return f"{self.name} (pid {self.pid}{service})"
 
 
-def is_free(port: int, host: str = "0.0.0.0") -> bool:  # noqa: S104 - asks, never listens
+def is_free(port: int) -> bool:
     """Return whether nobody listens on ``port``; a port that needs privileges counts as free."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    with socket.socket(family, socket.SOCK_STREAM) as probe:
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
         # Connections of a former life in TIME_WAIT do not hold the port, a listener does.
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            probe.bind((host, port))
+            probe.bind(("0.0.0.0", port))  # noqa: S104 - asks, never listens
         except OSError as exc:
             return exc.errno != errno.EADDRINUSE
     return True
