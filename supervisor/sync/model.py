@@ -9,8 +9,9 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Protocol
 
-# SQLite integers are signed; some file systems hand out inode numbers above 2**63.
-_INODE_MASK = (1 << 63) - 1
+# SQLite integers are signed; some file systems hand out inode numbers above 2**63, and most
+# take times beyond the year 2262, which are 2**63 nanoseconds.
+_MOST = (1 << 63) - 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +25,8 @@ class Identity:
     @classmethod
     def of(cls, stat: os.stat_result) -> Identity:
         """Take it from a stat result."""
-        return cls(stat.st_ino & _INODE_MASK, stat.st_size, stat.st_mtime_ns)
+        mtime_ns = max(-_MOST, min(stat.st_mtime_ns, _MOST))
+        return cls(stat.st_ino & _MOST, stat.st_size, mtime_ns)
 
 
 class FileState(StrEnum):

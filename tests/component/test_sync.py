@@ -195,6 +195,18 @@ async def test_links_are_not_followed_and_odd_names_arrive(tmp_path: Path) -> No
     assert {"outputs/new%0Aline.png", "outputs/%FF%FE.png", f"outputs/{names[0]}"} <= stored.keys()
 
 
+async def test_a_file_from_another_century_holds_up_nothing(tmp_path: Path) -> None:
+    """Its time in nanoseconds has more than 63 bits."""
+    pod = Pod(tmp_path)
+    for name, at_ns in (("future.png", 10**19), ("past.png", -(10**19)), ("now.png", 10**18)):
+        (pod.source / name).write_bytes(png(name))
+        os.utime(pod.source / name, ns=(at_ns, at_ns))
+    async with pod.running():
+        await pod.uploaded(3)
+        await pod.syncer.flush(DEADLINE_S)
+    assert (pod.status.uploaded, len(contents(pod.bucket))) == (3, 3)
+
+
 async def test_delete_after_upload_deletes_only_what_is_stored(tmp_path: Path) -> None:
     pod = Pod(tmp_path, delete_after_upload=True)
     path = pod.source / "x.png"
