@@ -119,7 +119,7 @@ class S3Target:
         R2 calls an access key of the wrong length an InvalidArgument.
         """
         try:
-            await link.api.head_object(Bucket=self._bucket.name, Key=key)
+            await link.wire.head(key)
         except ClientError as exc:
             return status_of(exc) == 400
         return False

@@ -32,7 +32,7 @@ _SLOWEST_BYTES_PER_S = 20_000
 
 @dataclass(frozen=True, slots=True)
 class Link:
-    """Both ways to the server: the client's calls, and what carries bodies."""
+    """Both ways to the server: the client's calls, and what each file needs."""
 
     api: Any
     wire: Wire
@@ -61,12 +61,12 @@ class Bucket:
     memory: ByteBudget = field(default_factory=lambda: ByteBudget(MEMORY_BYTES))
     pace: KeyPace = field(default_factory=KeyPace)
 
-    async def head(self, link: Link, key: str) -> dict[str, Any] | None:
-        """Return what HEAD says, None when the key is free or nobody may look."""
+    async def head(self, link: Link, key: str) -> Mapping[str, str] | None:
+        """Return the headers of an object, None when the key is free or nobody may look."""
         if not self.may_head:
             return None
         try:
-            answer: dict[str, Any] = await link.api.head_object(Bucket=self.name, Key=key)
+            answer = await link.wire.head(key)
         except ClientError as exc:
             if tells_nothing(exc):
                 self.may_head = False
@@ -111,23 +111,23 @@ def metadata_of(upload: Upload) -> dict[str, str]:
     }
 
 
-def same(found: dict[str, Any], upload: Upload, md5: bytes | None) -> bool:
-    """Whether an object has the very bytes of an upload, by what HEAD says."""
-    if found.get("ContentLength") != upload.identity.size_bytes:
+def same(found: Mapping[str, str], upload: Upload, md5: bytes | None) -> bool:
+    """Whether an object has the very bytes of an upload, by its headers."""
+    if found.get("Content-Length") != str(upload.identity.size_bytes):
         return False
-    sha256 = found.get("Metadata", {}).get("sha256")
+    sha256 = found.get("x-amz-meta-sha256")
     if sha256 is not None:
         return bool(sha256 == upload.sha256)
     return md5 is not None and etag_of(found) == md5.hex()
 
 
-def is_torn(found: dict[str, Any], upload: Upload) -> bool:
+def is_torn(found: Mapping[str, str], upload: Upload) -> bool:
     """Whether an object is the beginning of what an earlier try had sent; blocking.
 
     S3 keeps whole objects or none. A server that writes into the object while it receives
     (s3rver) leaves what it has when the client dies. Nobody but that try can miss it.
     """
-    size = int(found.get("ContentLength", -1))
+    size = int(found.get("Content-Length", -1))
     if not upload.retried or not 0 <= size <= upload.identity.size_bytes:
         return False
     digest = hashlib.md5(usedforsecurity=False)

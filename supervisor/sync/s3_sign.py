@@ -15,10 +15,11 @@ from supervisor.core.clock import wall_time_s
 from supervisor.sync.credentials import Keys
 
 UNSIGNED = "UNSIGNED-PAYLOAD"
+EMPTY = hashlib.sha256().hexdigest()
 
 
 class Signer:
-    """Signs PUT requests for one region with one pair of keys; the day's key is kept."""
+    """Signs requests for one region with one pair of keys; the day's key is kept."""
 
     def __init__(self, keys: Keys, region: str) -> None:
         self._keys = keys
@@ -27,12 +28,19 @@ class Signer:
         self._day_key = b""
 
     def signed(
-        self, host: str, path: str, query: str, headers: Mapping[str, str], sha256: str
+        self,
+        host: str,
+        path: str,
+        query: str,
+        headers: Mapping[str, str],
+        sha256: str,
+        *,
+        method: str = "PUT",
     ) -> dict[str, str]:
         """Return the headers with the signature over all of them.
 
         ``path`` and ``query`` are quoted and the query is sorted; ``sha256`` is the body's,
-        or ``UNSIGNED``.
+        ``UNSIGNED``, or ``EMPTY``.
         """
         stamp = datetime.fromtimestamp(wall_time_s(), UTC).strftime("%Y%m%dT%H%M%SZ")
         scope = f"{stamp[:8]}/{self._region}/s3/aws4_request"
@@ -41,7 +49,7 @@ class Signer:
         lines["host"] = host
         names = sorted(lines)
         head = "".join(f"{name}:{lines[name]}\n" for name in names)
-        request = f"PUT\n{path}\n{query}\n{head}\n{';'.join(names)}\n{sha256}"
+        request = f"{method}\n{path}\n{query}\n{head}\n{';'.join(names)}\n{sha256}"
         digest = hashlib.sha256(request.encode()).hexdigest()
         text = f"AWS4-HMAC-SHA256\n{stamp}\n{scope}\n{digest}"
         signature = hmac.digest(self._key_of(stamp[:8]), text.encode(), "sha256").hex()

@@ -1,7 +1,7 @@
-"""Requests that carry a body: signed and sent with little CPU.
+"""Requests that each file needs: signed and sent with little CPU.
 
 A call of the client costs a millisecond of CPU (endpoint rules, hooks, validation), which
-for 2 000 small files is more than sending them. Everything without a body goes through it.
+for 2 000 small files is more than sending them. Everything seldom goes through it.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from yarl import URL
 
 from supervisor import __version__
 from supervisor.sync.credentials import Keys
-from supervisor.sync.s3_sign import UNSIGNED, Signer
+from supervisor.sync.s3_sign import EMPTY, UNSIGNED, Signer
 
 CONNECT_S = 10
 READ_S = 60
@@ -28,10 +28,10 @@ _ERROR_BYTES = 64 * 1024
 
 
 class Wire:
-    """PUTs to one bucket, with one pair of keys."""
+    """PUTs to one bucket and HEADs of it, with one pair of keys."""
 
     def __init__(self, session: aiohttp.ClientSession, signer: Signer, base_url: str) -> None:
-        """Put below ``base_url``, which ends in "/"."""
+        """Ask below ``base_url``, which ends in "/"."""
         self._session = session
         self._signer = signer
         parts = urlsplit(base_url)
@@ -39,6 +39,25 @@ class Wire:
         self._base_path = parts.path
         # Not aiohttp's trust_env: that looks for a .netrc, in a thread, at every request.
         self._proxy = get_environ_proxies(base_url).get(parts.scheme)
+
+    async def head(self, key: str) -> Mapping[str, str]:
+        """Return the headers of an object.
+
+        Raises:
+            ClientError: it is not there, or may not be seen; the code is the status.
+            aiohttp.ClientError, TimeoutError: the connection fails.
+        """
+        path = self._base_path + quote(key, safe="/~")
+        signed = self._signer.signed(self._host, path, "", {}, EMPTY, method="HEAD")
+        async with self._session.head(
+            URL(f"{self._origin}{path}", encoded=True),
+            headers={**signed, "Host": self._host},
+            allow_redirects=False,
+            proxy=self._proxy,
+        ) as answer:
+            if answer.status >= 300:
+                raise await _refusal(answer)
+            return answer.headers
 
     async def put(
         self,
@@ -97,7 +116,7 @@ async def _refusal(answer: aiohttp.ClientResponse) -> ClientError:
         "HTTPHeaders": {name.lower(): value for name, value in answer.headers.items()},
     }
     parsed: Any = {"Error": error, "ResponseMetadata": meta}  # as botocore parses it
-    return ClientError(parsed, "PUT")
+    return ClientError(parsed, answer.method)
 
 
 @asynccontextmanager
