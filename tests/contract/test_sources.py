@@ -126,6 +126,7 @@ async def test_no_connection_is_transient(tmp_path: Path, source: str, free_tcp_
         with pytest.raises(TransientTransferError) as caught:
             await w.resolve(request, hf_endpoint=nowhere, civitai_endpoint=nowhere)
         assert "secret" not in caught.value.message
+        assert "no connection to 127.0.0.1 (Connection refused)" in caught.value.message
 
 
 @network_source

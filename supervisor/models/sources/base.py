@@ -6,6 +6,7 @@ import json
 import logging
 import math
 import netrc
+import os
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
@@ -170,12 +171,19 @@ async def call(
             f"Cannot {doing}: {display_url(url)} is not a usable address"
         ) from exc
     except (aiohttp.ClientError, OSError, UnicodeError) as exc:
-        # The text of some aiohttp errors holds the whole URL, signature included.
-        cause = exc.strerror if isinstance(exc, OSError) and exc.strerror else type(exc).__name__
         raise TransientTransferError(
-            f"Cannot {doing}: no connection to {urlsplit(url).hostname} ({cause})",
+            f"Cannot {doing}: no connection to {urlsplit(url).hostname} ({_cause(exc)})",
             hint="check the network and the address; it is tried again",
         ) from exc
+
+
+def _cause(exc: Exception) -> str:
+    """A few words; the text of some aiohttp errors holds the whole URL, signature included."""
+    if not isinstance(exc, OSError):
+        return type(exc).__name__
+    if exc.errno is not None and exc.errno > 0:  # asyncio writes an address into its own words
+        return os.strerror(exc.errno)
+    return exc.strerror or type(exc).__name__
 
 
 async def read_json(response: aiohttp.ClientResponse, kind: type[T], *, doing: str) -> T:
