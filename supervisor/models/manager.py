@@ -348,9 +348,8 @@ class ModelManager:
             await anyio.sleep(self._ask_again_s)
             for folder in self._unasked.unanswered:
                 with suppress(TransferError):
-                    files = await self._unasked.unfold(folder)
-                    if folder not in self._unasked.unanswered:
-                        self._swap(*self._wanted.refresh(folder.name, files))
+                    files = await self._unasked.ask_again(folder)
+                    self._swap(*self._wanted.refresh(folder.name, files))
 
     # -- outcomes -----------------------------------------------------------------------
 

@@ -95,15 +95,22 @@ class Unasked:
         """
         known = await anyio.to_thread.run_sync(self._memory.recall, folder)
         if not known:
-            files = await self._preflight.expand(folder)
-        else:
-            try:
-                files = await self._ask(folder, partial(self._preflight.expand, folder))
-            except _UNASKABLE as exc:
-                if folder.name not in self._folders:
-                    self._kept(folder, exc)
-                self._folders[folder.name] = folder
-                return known
+            return await self.ask_again(folder)
+        try:
+            return await self._ask(folder, partial(self.ask_again, folder))
+        except _UNASKABLE as exc:
+            if folder.name not in self._folders:
+                self._kept(folder, exc)
+            self._folders[folder.name] = folder
+            return known
+
+    async def ask_again(self, folder: DownloadRequest) -> tuple[DownloadRequest, ...]:
+        """Ask for the files of a folder, however long the answer takes, and note it.
+
+        Raises:
+            TransferError: as ``Preflight.expand``.
+        """
+        files = await self._preflight.expand(folder)
         self._folders.pop(folder.name, None)
         await anyio.to_thread.run_sync(self._memory.remember, folder, files)
         return files
