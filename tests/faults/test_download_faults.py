@@ -9,6 +9,7 @@ import random
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -103,12 +104,23 @@ async def test_killed_at_random_bytes_it_goes_on_where_it_was(tmp_path: Path) ->
 
 
 async def test_a_cancelled_transfer_leaves_no_task_or_descriptor_and_resumes(
-    tmp_path: Path,
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    written = threading.Event()
+    write = PartFile.write
+
+    def seen(part: PartFile, offset: int, data: memoryview | bytes) -> None:
+        write(part, offset, data)
+        written.set()
+
+    monkeypatch.setattr(PartFile, "write", seen)
     async with serve(DATA, lambda _: Fault(bytes_per_s=2e6)) as origin, make() as engine:
         request = wanted(tmp_path, origin.url, sha256=origin.sha256)
-        with anyio.move_on_after(0.8):
-            await engine.fetch(request, Direct(), Log())
+        async with anyio.create_task_group() as group:
+            group.start_soon(engine.fetch, request, Direct(), Log())
+            while not written.is_set():
+                await anyio.sleep(0.01)
+            group.cancel_scope.cancel()
         only(tmp_path, part_path(request.destination).name, journal_path(request.destination).name)
         part = PartFile.open(request.destination)
         have = part.written.total

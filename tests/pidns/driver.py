@@ -16,6 +16,7 @@ from pathlib import Path
 from supervisor import pid1
 
 HURRY_DEADLINE_VARIABLE = "TEST_HURRY_DEADLINE_S"
+LEFTOVER_GRACE_VARIABLE = "TEST_LEFTOVER_GRACE_S"
 
 
 def say(text: str) -> None:
@@ -106,6 +107,7 @@ def make_orphans(count: str) -> int:
 def main() -> int:
     """Choose the mode."""
     pid1.HURRY_DEADLINE_S = float(os.environ.get(HURRY_DEADLINE_VARIABLE, pid1.HURRY_DEADLINE_S))
+    pid1.LEFTOVER_GRACE_S = float(os.environ.get(LEFTOVER_GRACE_VARIABLE, pid1.LEFTOVER_GRACE_S))
     mode, *arguments = sys.argv[1:]
     if mode == "command":
         at = arguments.index("--")
