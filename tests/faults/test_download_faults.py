@@ -21,6 +21,7 @@ from supervisor.download.engine import SegmentedDownloader
 from supervisor.download.files import is_at, journal_path, open_locked, part_path
 from supervisor.download.growth import Growth
 from supervisor.download.partial import PartFile
+from supervisor.download.request import DownloadRequest
 from supervisor.errors import PermanentTransferError, TransientTransferError
 from tests.support.bad_origin import Ask, Fault, serve
 from tests.support.downloads import QUICK, Direct, Log, only, random_bytes, wanted
@@ -103,24 +104,40 @@ async def test_killed_at_random_bytes_it_goes_on_where_it_was(tmp_path: Path) ->
         only(tmp_path, "model.bin")
 
 
-async def test_a_cancelled_transfer_leaves_no_task_or_descriptor_and_resumes(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    written = threading.Event()
-    write = PartFile.write
+@pytest.fixture
+def written(monkeypatch: pytest.MonkeyPatch) -> threading.Event:
+    """Set as soon as a block is on the disk."""
+    event, write = threading.Event(), PartFile.write
 
     def seen(part: PartFile, offset: int, data: memoryview | bytes) -> None:
         write(part, offset, data)
-        written.set()
+        event.set()
 
     monkeypatch.setattr(PartFile, "write", seen)
+    return event
+
+
+async def _set(event: threading.Event) -> None:
+    while not event.is_set():
+        await anyio.sleep(0.01)
+
+
+async def _begin(
+    engine: SegmentedDownloader, request: DownloadRequest, written: threading.Event
+) -> None:
+    """Fetch until something is written; then cancel."""
+    async with anyio.create_task_group() as group:
+        group.start_soon(engine.fetch, request, Direct(), Log())
+        await _set(written)
+        group.cancel_scope.cancel()
+
+
+async def test_a_cancelled_transfer_leaves_no_task_or_descriptor_and_resumes(
+    tmp_path: Path, written: threading.Event
+) -> None:
     async with serve(DATA, lambda _: Fault(bytes_per_s=2e6)) as origin, make() as engine:
         request = wanted(tmp_path, origin.url, sha256=origin.sha256)
-        async with anyio.create_task_group() as group:
-            group.start_soon(engine.fetch, request, Direct(), Log())
-            while not written.is_set():
-                await anyio.sleep(0.01)
-            group.cancel_scope.cancel()
+        await _begin(engine, request, written)
         only(tmp_path, part_path(request.destination).name, journal_path(request.destination).name)
         part = PartFile.open(request.destination)
         have = part.written.total
@@ -155,11 +172,12 @@ async def test_a_slow_transfer_is_made_safe_before_it_has_filled_a_checkpoint(
             group.cancel_scope.cancel()
 
 
-async def test_damage_on_the_disk_is_repaired_by_fetching_only_that(tmp_path: Path) -> None:
+async def test_damage_on_the_disk_is_repaired_by_fetching_only_that(
+    tmp_path: Path, written: threading.Event
+) -> None:
     async with serve(DATA, lambda _: Fault(bytes_per_s=2e6)) as origin, make() as engine:
         request = wanted(tmp_path, origin.url, sha256=origin.sha256)
-        with anyio.move_on_after(0.8):
-            await engine.fetch(request, Direct(), Log())
+        await _begin(engine, request, written)
         part = PartFile.open(request.destination)
         have, block = part.written.total, part.blocks[0]
         os.pwrite(part.fd, b"\x00damage", block.offset + 3)
@@ -321,7 +339,7 @@ async def test_no_room_is_told_before_the_first_byte(tiny_disk: Path) -> None:
 
 @pytest.mark.needs("root")
 async def test_a_disk_that_fills_up_pauses_the_download_and_room_resumes_it(
-    tiny_disk: Path, monkeypatch: pytest.MonkeyPatch
+    tiny_disk: Path, monkeypatch: pytest.MonkeyPatch, written: threading.Event
 ) -> None:
     # A file system without preallocation, as network volumes are: room can vanish midway.
     monkeypatch.setattr("supervisor.download.partial.fallocate", lambda *_: False)
@@ -332,7 +350,7 @@ async def test_a_disk_that_fills_up_pauses_the_download_and_room_resumes_it(
         async with engine:
 
             async def fill() -> None:
-                await anyio.sleep(0.7)
+                await _set(written)
                 with (tiny_disk / "other").open("wb") as file:
                     while True:
                         try:
