@@ -82,7 +82,7 @@ class Transfer:
         self._lenient = resolved.sha256 is not None and sources.changes > 0
         self._relinking = anyio.Lock()
         self._refused_at = -1  # bytes fetched when an address was refused last
-        self._failures = self._failed_at = self._workers = self._size = 0
+        self._failures = self._failed_at = self._size = self._workers = self._paused = 0
         self._segments = SegmentMap(0)
         self._growth = Growth(resources.connections, resources.first_connections)
         self._error: Exception | None = None
@@ -239,16 +239,14 @@ class Transfer:
             raise RemoteChangedError(f"Cannot resume {where}: the remote file changed")
 
     async def _work(
-        self,
-        reception: Reception,
-        group: TaskGroup,
-        first: FirstWork | None = None,
+        self, reception: Reception, group: TaskGroup, first: FirstWork | None = None
     ) -> None:
         self._workers += 1
         try:
             if first is not None:
                 await self._guard(group, first(reception))
-            while self._workers <= self._growth.target and self._error is None:
+            # Who was asked for patience does not stand in for one who works.
+            while self._workers - self._paused <= self._growth.target and self._error is None:
                 new = self._segments.take(self._growth.target) or self._segments.steal()
                 if new is None:
                     return
@@ -350,8 +348,10 @@ class Transfer:
             self._meter.say(exc.message)
         delay_s = self._resources.backoff.delay_s(self._failures - 1)
         # The others may fetch everything meanwhile: then nobody waits for this one.
+        self._paused += 1
         with anyio.move_on_after(wanted_s + delay_s):
             await self._fetched_all.wait()
+        self._paused -= 1
 
     def _fail(self, group: TaskGroup, exc: Exception) -> None:
         if self._error is None:
