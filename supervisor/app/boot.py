@@ -166,7 +166,7 @@ def with_models(plan: Plan, settings: Settings, facts: HardwareFacts) -> Plan:
         settings.models,
         directory=plan.models_directory,
         vram_mib=_vram_mib(facts, settings.gpu.index),
-        free_bytes=free_bytes(plan.models_directory),
+        free_bytes=free_bytes(settings.models.store or plan.models_directory),
     )
     return replace(
         plan,

@@ -59,11 +59,11 @@ class Memory:
 
     def holds(self, file: DownloadRequest) -> bool:
         """Whether the file is in place, or in the store, as far as its size tells."""
-        try:
-            return file.size_bytes in (None, file.destination.stat().st_size)
-        except OSError:
-            if self._store is None:
-                return False
+        with suppress(OSError):
+            if file.size_bytes in (None, file.destination.stat().st_size):
+                return True
+        if self._store is None:
+            return False
         known = file.sha256 or self._store.recall(last_key(file))
         return known is not None and self._store.has(known, file.size_bytes)
 

@@ -3,6 +3,7 @@ no network, and nothing is written."""
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -12,9 +13,11 @@ from supervisor.errors import ConfigProblem, SupervisorError
 from supervisor.models.catalog import Catalog, load_catalog
 from supervisor.models.embedded import read_workflow
 from supervisor.models.known import load_known_models
+from supervisor.models.memory import Memory
 from supervisor.models.requests import same_file, settings_requests
 from supervisor.models.selection import Group, Refused, Selection, select
 from supervisor.models.spelling import misspelled
+from supervisor.models.store import ModelStore
 from supervisor.models.workflow_plan import workflow_requests
 
 
@@ -36,7 +39,8 @@ def plan_models(
 ) -> ModelPlan:
     """Decide which models are fetched into ``directory``.
 
-    ``vram_mib``: see ``select``. ``free_bytes`` of the volume; None = do not judge the room.
+    ``vram_mib``: see ``select``. ``free_bytes`` of the volume that takes the bytes (the store's,
+    when there is one); None = do not judge the room.
 
     Raises:
         ConfigError: an entry of ``[models]`` or a catalog file is unusable.
@@ -48,7 +52,7 @@ def plan_models(
     selection = select(catalog, section, directory=directory, vram_mib=vram_mib, extra=singles)
     selection = _with_workflows(selection, catalog, section, directory=directory)
     if free_bytes is not None:
-        selection = selection.fit(free_bytes=free_bytes, in_place=_in_place(selection))
+        selection = selection.fit(free_bytes=free_bytes, in_place=_in_place(selection, section))
     return ModelPlan(selection.requests, selection.refused, selection.notes)
 
 
@@ -61,15 +65,22 @@ def misspellings(section: ModelsSection) -> tuple[ConfigProblem, ...]:
     return tuple(misspelled(load_catalog(section.catalog), section))
 
 
-def _in_place(selection: Selection) -> dict[str, int]:
+def _in_place(selection: Selection, section: ModelsSection) -> dict[str, int]:
+    """Sizes, by name, of what need not be fetched: in its place, or in the store."""
+    store = ModelStore(section.store) if section.store else None
+    memory, estimates = Memory(store), selection.estimates or {}
     sizes: dict[str, int] = {}
     for request in selection.requests:
         if request.directory:
+            if memory.recall(request):  # whole; the estimate is a rounded one
+                sizes[request.name] = request.size_bytes or estimates.get(request.name, 0)
             continue
-        try:
-            sizes[request.name] = request.destination.stat().st_size
-        except OSError:
-            continue
+        places = [request.destination]
+        if store is not None and request.sha256 is not None:
+            places.append(store.path(request.sha256))
+        for place in places:
+            with suppress(OSError):
+                sizes[request.name] = max(place.stat().st_size, sizes.get(request.name, 0))
     return sizes
 
 

@@ -143,11 +143,20 @@ class Preflight:
         for device, members in by_device.items():
             where = self._disk(members[0])
             spoken_for = sum(
-                _to_write(j) for j in accepted if self._disk(j).stat().st_dev == device
+                self._to_write(j) for j in accepted if self._disk(j).stat().st_dev == device
             )
-            needs = _needs(members, group)
+            needs = _needs(members, group, self._to_write)
             refused |= without_room(needs, free_bytes=max(self._free(where) - spoken_for, 0))
         return refused
+
+    def _to_write(self, job: Job) -> int:
+        """Bytes that are still to be taken from the free ones: the engine preallocates files."""
+        if job.size_bytes is None:
+            return 0
+        if self.memory.holds(replace(job.request, size_bytes=job.size_bytes)):
+            return 0
+        there = max(job.bytes_done, reserved_bytes(job.request.destination))
+        return max(job.size_bytes - there, 0)
 
     def _disk(self, job: Job) -> Path:
         return _existing(self._store or job.request.destination)
@@ -227,7 +236,9 @@ def os_error(request: DownloadRequest, exc: OSError) -> TransferError:
     return PermanentTransferError(message, hint="check that the models folder is writable")
 
 
-def _needs(jobs: Iterable[Job], group: Callable[[Job], str]) -> list[Need]:
+def _needs(
+    jobs: Iterable[Job], group: Callable[[Job], str], to_write: Callable[[Job], int]
+) -> list[Need]:
     """What each group still takes, in the order in which room is given away."""
     groups: defaultdict[str, list[Job]] = defaultdict(list)
     for job in jobs:
@@ -242,15 +253,7 @@ def _needs(jobs: Iterable[Job], group: Callable[[Job], str]) -> list[Need]:
         )
 
     in_order = sorted(groups.items(), key=lambda item: order(item[1]))
-    return [Need(name, sum(_to_write(j) for j in members)) for name, members in in_order]
-
-
-def _to_write(job: Job) -> int:
-    """Bytes that are still to be taken from the free ones: the engine preallocates files."""
-    if job.size_bytes is not None and _size_of(job.request.destination) == job.size_bytes:
-        return 0
-    there = max(job.bytes_done, reserved_bytes(job.request.destination))
-    return max((job.size_bytes or 0) - there, 0)
+    return [Need(name, sum(to_write(j) for j in members)) for name, members in in_order]
 
 
 def _existing(path: Path) -> Path:

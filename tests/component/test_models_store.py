@@ -11,12 +11,13 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import anyio
 import pytest
 
-from supervisor.config.settings import ModelsSection
+from supervisor.config.settings import ModelFile, ModelsSection
 from supervisor.core.events import EventBus
 from supervisor.core.state import StateStore
 from supervisor.download.request import (
@@ -32,6 +33,10 @@ from supervisor.models.liveness import Fate, SignOfLife, is_dead, judged, proces
 from supervisor.models.manager import ModelManager
 from supervisor.models.memory import Memory
 from supervisor.models.objects import hash_file, open_files
+from supervisor.models.planning import plan_models
+from supervisor.models.preflight import Preflight
+from supervisor.models.queue import Job
+from supervisor.models.room import RESERVE_BYTES
 from supervisor.models.store import ModelStore
 from supervisor.models.transfers import StoreDownloader
 from tests.support.pod import NoResolver
@@ -483,3 +488,35 @@ async def test_a_boot_evicts_nothing_that_it_will_want(tmp_path: Path) -> None:
     assert single.exists()
     assert not spare.exists()
     assert [e.subject for e in bus.recent() if e.kind == "models.evicted"] == [digests["spare"]]
+
+
+@pytest.mark.anyio
+async def test_what_is_in_the_store_needs_no_room(tmp_path: Path) -> None:
+    """A new container disk beside a volume that is nearly full of what is wanted."""
+    store = ModelStore(tmp_path / "store")
+    digests = fill(store, tmp_path, "file", "folder/a")
+    (tmp_path / "m/file").unlink()
+    (tmp_path / "m/folder/a").unlink()
+    (tmp_path / "m/folder/a").write_bytes(b"cut")
+    size = store.path(digests["file"]).stat().st_size
+    folder_size = store.path(digests["folder/a"]).stat().st_size
+    models = tmp_path / "m"
+    settings = ModelsSection(
+        bundles=(),
+        files=(
+            ModelFile(url="https://e.com/f", to="file", sha256=digests["file"], size_bytes=size),
+            ModelFile(url="https://e.com/g", to="more", sha256="0" * 64, size_bytes=size),
+        ),
+        store=store.root,
+    )
+    plan = plan_models(settings, directory=models, free_bytes=RESERVE_BYTES + size - 1)
+    assert [r.name for r in plan.requests] == ["file"]
+    assert [r.name for r in plan.refused] == ["more"]
+
+    folder = DownloadRequest("folder/x", "", models / "folder", directory=True)
+    child = replace(request(models / "folder/a", digests["folder/a"]), size_bytes=folder_size)
+    preflight = Preflight({}, free=lambda _: RESERVE_BYTES, store=store.root)
+    preflight.memory.remember(folder, [child])
+    jobs = [Job(plan.requests[0], 0), Job(child, 1), Job(replace(child, sha256="1" * 64), 2)]
+    short = await preflight.without_room(jobs, [], lambda job: str(job.seq))
+    assert list(short) == ["2"]
