@@ -87,12 +87,20 @@ class Backlog:
 
     def __init__(self, limit: int) -> None:
         """Have at most ``limit`` files under way, and as many times more small ones."""
+        self._limit = limit
         self.lanes = Lanes(limit)
         self._works: dict[PathKey, Work] = {}
         self._heaps: dict[bool, list[tuple[float, int, int, Work]]] = {True: [], False: []}
         self._order = itertools.count()
         self._changed = anyio.Event()
         self._hurried = False
+
+    def clear(self) -> None:
+        """Begin anew: nothing waits and nothing is under way."""
+        self.lanes = Lanes(self._limit)
+        self._works.clear()
+        for heap in self._heaps.values():
+            heap.clear()
 
     def __len__(self) -> int:
         return len(self._works)

@@ -41,6 +41,7 @@ from supervisor.sync.s3_put import SinglePut
 from supervisor.sync.s3_restore import download
 
 SINGLE_PUT_BYTES = 8 * 1024 * 1024
+_NS_DIGITS = 19  # of a time in nanoseconds; more do not fit into 63 bits
 
 
 class S3Target:
@@ -168,9 +169,10 @@ class S3Target:
             answer = await link.api.get_object(Bucket=self._bucket.name, Key=key)
             body = answer["Body"]
             async with body:
-                mtime_ns = int(
-                    answer["Metadata"].get(MTIME) or answer["LastModified"].timestamp() * 1e9
-                )
+                noted = answer["Metadata"].get(MTIME, "")
+                # Others may write what they like into the metadata.
+                known = noted.isascii() and noted.isdigit() and len(noted) <= _NS_DIGITS
+                mtime_ns = int(noted if known else answer["LastModified"].timestamp() * 1e9)
                 if newer_than_s is not None and mtime_ns / 1e9 <= newer_than_s:
                     return False
                 await download(body, temporary, destination, mtime_ns=mtime_ns)

@@ -111,6 +111,7 @@ class Syncer:
         Trouble with journal or target is shown in status and waited out, never raised.
         """
         self._outcomes.update(enabled=True, target=describe_target(self._settings))
+        self._backlog.clear()  # of a run that was ended in the middle; the sweep finds all of it
         self._active = True
         task_status.started()
         try:

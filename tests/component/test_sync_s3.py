@@ -16,7 +16,7 @@ from supervisor.sync import syncer
 from supervisor.sync.targets import LateTarget, make_target
 from tests.support import s3_servers
 from tests.support.s3_servers import Server
-from tests.support.sync import DEADLINE_S, Pod
+from tests.support.sync import DEADLINE_S, Pod, png
 
 pytestmark = pytest.mark.anyio
 MIB = 1024 * 1024
@@ -74,3 +74,32 @@ async def test_the_client_is_there_before_the_first_image(
             with anyio.fail_after(DEADLINE_S):
                 await prepared.wait()
         assert not server.strict.requests
+
+
+async def test_a_run_that_ends_in_the_middle_keeps_nothing_from_the_next(tmp_path: Path) -> None:
+    """The same syncer runs again, as after a failure."""
+    with s3_servers.strict(fault=lambda _request, _count: "hang", pace_s=0.0) as server:
+        assert server.strict is not None
+        pod = Pod(tmp_path, **server.settings, concurrency=1)
+        names = {f"{number}.png" for number in range(12)}
+        for name in names:
+            (pod.source / name).write_bytes(png(name))
+        async with pod.running():
+            with anyio.fail_after(DEADLINE_S):
+                while not server.strict.requests:
+                    await anyio.sleep(0.01)
+        server.strict.fault = None
+        async with pod.running():
+            await pod.uploaded(len(names))
+        assert {key.rsplit("/", 1)[-1] for key in server.strict.objects} == names
+
+
+@pytest.mark.parametrize("noted", ["soon", "-5", "9" * 30])
+async def test_what_others_write_into_metadata_ends_no_restore(tmp_path: Path, noted: str) -> None:
+    with s3_servers.strict() as server:
+        server.client().put_object(
+            Bucket=server.bucket, Key="workflows/a.json", Body=b"{}", Metadata={"mtime-ns": noted}
+        )
+        pod = Pod(tmp_path, **server.settings)
+        result = await pod.syncer.restore(["workflows"])
+    assert result.files == 1
