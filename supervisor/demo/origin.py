@@ -104,7 +104,6 @@ class Origin:
     seen: list[Seen] = field(default_factory=list)
     front_url: str = ""
     storage_url: str = ""
-    served_bytes: int = 0
     _signatures: dict[str, tuple[str, float]] = field(default_factory=dict)
 
     def add_hub_file(
@@ -299,7 +298,6 @@ class Origin:
         for at in range(0, stop, CHUNK_BYTES):
             chunk = body[at : min(at + CHUNK_BYTES, stop)]
             await response.write(chunk)
-            self.served_bytes += len(chunk)
             if fault.bytes_per_s:
                 await asyncio.sleep(len(chunk) / fault.bytes_per_s)
         if fault.stall_after is not None:
