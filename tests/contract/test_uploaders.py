@@ -262,13 +262,12 @@ async def test_only_what_an_earlier_try_has_left_half_is_replaced(
 
 async def test_a_broken_multipart_is_resumed_and_a_dead_one_starts_anew(tmp_path: Path) -> None:
     data = os.urandom(MIB) * 40
-    parts_sent = 0
+    sent: list[int] = []
 
     def fault(request: Any, _count: int) -> int | None:
-        nonlocal parts_sent
         if "partNumber" in request.query:
-            parts_sent += 1
-            return 500 if parts_sent == 4 else None
+            sent.append(int(request.query["partNumber"]))
+            return 500 if len(sent) == 4 else None
         return None
 
     with s3_servers.strict(fault=fault) as server:
@@ -281,9 +280,10 @@ async def test_a_broken_multipart_is_resumed_and_a_dead_one_starts_anew(tmp_path
             with pytest.raises(TransferError):
                 await target.store(upload)
             resume = Resume(notes.upload_id, 8 * MIB, dict(notes.parts))
-            before = parts_sent
+            before = len(sent)
             await target.store(replace(upload, resume=resume))
-            assert parts_sent - before == 5 - len(resume.parts)
+            # What was cut off may arrive late, but nothing that was stored is sent again.
+            assert set(sent[before:]) == {1, 2, 3, 4, 5} - resume.parts.keys()
             # The same again: the upload id is spent, the object is there.
             stored = await target.store(replace(upload, resume=resume))
             assert not stored.sent
