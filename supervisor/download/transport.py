@@ -309,14 +309,12 @@ def content_range(value: str, link: Link) -> tuple[int, int, int | None]:
         unit, _, rest = value.strip().partition(" ")
         span, _, total = rest.partition("/")
         first, _, last = span.partition("-")
-        parsed = int(first), int(last), None if total.strip() == "*" else int(total)
-    except ValueError as exc:
-        raise NoRangeError(f"Cannot resume {show_url(link.url)}: its Content-Range is wrong") from (
-            exc
-        )
-    if unit != "bytes" or not 0 <= parsed[0] <= parsed[1]:
+        begin, end, size = int(first), int(last), None if total.strip() == "*" else int(total)
+    except ValueError:
+        begin, end, size = -1, -1, None
+    if unit != "bytes" or not 0 <= begin <= end or (size is not None and end >= size):
         raise NoRangeError(f"Cannot resume {show_url(link.url)}: its Content-Range is wrong")
-    return parsed
+    return begin, end, size
 
 
 def check_status(response: aiohttp.ClientResponse, link: Link, *, started: bool) -> None:
@@ -396,4 +394,6 @@ class network_errors:  # noqa: N801  (a context manager that reads as a statemen
             reason = str(error) or type(error).__name__
             if isinstance(error, aiohttp.ClientResponseError):
                 reason = "the answer is not HTTP"  # its text holds the whole address
+            elif isinstance(error, aiohttp.ClientPayloadError):
+                reason = "the answer was cut"
             raise TransientTransferError(f"Cannot download {self._where}: {reason}") from error

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from supervisor.download.transport import retry_after_s, show_url
+from supervisor.download.transport import Link, NoRangeError, content_range, retry_after_s, show_url
 from supervisor.download.verify import (
     MalformedFileError,
     check_file,
@@ -106,3 +106,15 @@ def test_addresses_are_shown_without_secrets() -> None:
 def test_retry_after(value: str | None, expected: float | None) -> None:
     assert retry_after_s(value) == expected
     assert retry_after_s("Wed, 21 Oct 2015 07:28:00 GMT") == 0.0
+
+
+@pytest.mark.parametrize(
+    "value",
+    ["", "bytes", "bytes 5-4/9", "bytes -1-4/9", "items 0-4/9", "bytes 0-4/x", "bytes 0-9/5"],
+)
+def test_a_range_that_cannot_be_is_refused(value: str) -> None:
+    link = Link("https://host/a", {})
+    assert content_range("bytes 0-4/5", link) == (0, 4, 5)
+    assert content_range("bytes 5-9/*", link) == (5, 9, None)
+    with pytest.raises(NoRangeError):
+        content_range(value, link)
