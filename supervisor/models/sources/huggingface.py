@@ -237,7 +237,8 @@ class HuggingFaceSource:
         if code == "EntryNotFound":
             raise NotFoundError(
                 f"Cannot {doing}: {reference.repo} has no file {reference.path}",
-                hint=f"look at {page}/tree/{reference.revision}",
+                hint=f'look at {page}/tree/{reference.revision}; a folder is written with a "/" at '
+                "its end",
             )
         if code == "RepoNotFound" or status in (401, 404):
             raise self._no_repo(reference, doing=doing, page=page)
