@@ -98,6 +98,8 @@ class Tries:
         """
         moved, self._most = meter.kept > self._most, max(meter.kept, self._most)
         self._failures = 1 if moved else self._failures + 1
+        if moved:
+            sources.denied = 0
         if isinstance(error, PermanentTransferError):
             self._second_chance(error, sources)
             return
@@ -106,9 +108,9 @@ class Tries:
         if isinstance(error, RemoteChangedError | NoRangeError) and self._failures <= 2:
             return  # nothing is overloaded: begin anew at once
         if isinstance(error, LinkExpiredError):
-            sources.denied = 0 if moved else sources.denied + 1
-            if sources.denied == 0:
+            if moved:
                 return
+            sources.denied += 1
             if sources.denied > 2 and not sources.rotate():
                 raise AuthRequiredError(
                     error.message, hint="the host refuses even fresh addresses; check the token"
