@@ -69,7 +69,9 @@ def _phase(snapshot: Snapshot) -> Phase:
         return snapshot.phase
     if snapshot.broken:
         return Phase.DEGRADED
-    if snapshot.services and snapshot.ready:
+    # A pod that only fetches or sorts models has no service to wait for.
+    launched = snapshot.services or "launch" in snapshot.boot.spans_s
+    if launched and snapshot.ready:
         return Phase.READY
     # Once ready, losing a required part is a degradation and not a second boot.
     was_up = snapshot.phase in (Phase.READY, Phase.DEGRADED)

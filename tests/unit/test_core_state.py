@@ -15,6 +15,7 @@ from supervisor.core.events import EventBus
 from supervisor.core.retry import Backoff
 from supervisor.core.state import StateStore
 from supervisor.core.status import (
+    BootStatus,
     DownloadFileStatus,
     DownloadsStatus,
     DownloadState,
@@ -58,6 +59,14 @@ def test_an_optional_service_does_not_hold_readiness_up() -> None:
     store.set_service(up(COMFY))
     store.set_service(ServiceStatus("jupyter", state=ServiceState.FAILED))
     assert store.snapshot.ready
+    assert phase(store) is Phase.READY
+
+
+def test_a_pod_without_services_is_ready_once_they_would_have_been_launched() -> None:
+    store = StateStore(Snapshot(boot=BootStatus(spans_s={"imports": 0.1})))
+    store.update(required_downloads=frozenset())
+    assert phase(store) is Phase.BOOTING
+    store.update(boot=BootStatus(spans_s={"imports": 0.1, "launch": 0.2}))
     assert phase(store) is Phase.READY
 
 
