@@ -23,13 +23,13 @@ from supervisor.api.schema import (
     RestoreBody,
     SignalBody,
     access_document,
-    dump,
     log_document,
     parse_body,
     unknown,
 )
 from supervisor.api.streams import Streams, send_lines, send_server_events
 from supervisor.core.events import Event
+from supervisor.core.render_json import render_json
 from supervisor.core.status import Phase, ServiceStatus, Snapshot, SyncStatus, to_jsonable
 from supervisor.errors import ControlError
 
@@ -104,7 +104,7 @@ class Routes:
         """Write the snapshot as JSON, once per change."""
         revision = self._context.state.revision
         if self._rendered[0] != revision:
-            self._rendered = (revision, dump(snapshot.to_json()))
+            self._rendered = (revision, render_json(snapshot.to_json()))
         return self._rendered[1]
 
     async def services(self, _: web.Request) -> web.Response:
@@ -370,4 +370,4 @@ def _json_text(text: str, status: int = 200) -> web.Response:
 
 def answer(document: Any, *, status: int = 200) -> web.Response:
     """Answer with a JSON document."""
-    return _json_text(dump(document), status)
+    return _json_text(render_json(document), status)

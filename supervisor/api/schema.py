@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import json
 import re
 from collections.abc import Iterable
 from typing import Any, TypeVar, get_args
@@ -26,12 +25,6 @@ from supervisor.errors import (
 )
 
 B = TypeVar("B", bound=BaseModel)
-
-
-def dump(value: Any) -> str:
-    """Write compact JSON that can be encoded: of a file's name that is no UTF-8, escapes."""
-    text = json.dumps(value, separators=(",", ":"), ensure_ascii=False)
-    return text if text.isascii() else text.encode("utf-8", "backslashreplace").decode()
 
 
 def access_document(context: ApiContext) -> dict[str, str]:

@@ -15,8 +15,8 @@ import anyio
 from aiohttp import web
 from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStream
 
-from supervisor.api.schema import dump
 from supervisor.core.events import Event, EventBus
+from supervisor.core.render_json import render_json
 from supervisor.core.state import StateStore
 from supervisor.core.status import Snapshot
 from supervisor.errors import ControlError
@@ -151,7 +151,7 @@ async def _next_batch(receive: MemoryObjectReceiveStream[dict[str, Any]]) -> lis
 
 
 def _lines(records: list[dict[str, Any]]) -> bytes:
-    return "".join(f"{dump(record)}\n" for record in records).encode()
+    return "".join(f"{render_json(record)}\n" for record in records).encode()
 
 
 async def send_server_events(
@@ -212,7 +212,7 @@ async def _send_events(response: web.StreamResponse, follower: Follower[Event], 
 
 
 def _event(document: dict[str, Any]) -> bytes:
-    return f"id: {document['seq']}\nevent: event\ndata: {dump(document)}\n\n".encode()
+    return f"id: {document['seq']}\nevent: event\ndata: {render_json(document)}\n\n".encode()
 
 
 def _last_event_id(request: web.Request) -> int:

@@ -10,12 +10,9 @@ if TYPE_CHECKING:
 
 def print_json(value: Any, *, compact: bool = False) -> None:
     """Write JSON to standard output: indented, or one object a line for streams."""
-    import json  # noqa: PLC0415 - pretty output of a text command does without
+    from supervisor.core.render_json import render_json  # noqa: PLC0415 - text commands do without
 
-    if compact:
-        print(_encodable(json.dumps(value, separators=(",", ":"), ensure_ascii=False)), flush=True)
-    else:
-        print(_encodable(json.dumps(value, indent=2, ensure_ascii=False)))
+    print(render_json(value, indent=None if compact else 2), flush=compact)
 
 
 def say(line: str, environ: Mapping[str, str]) -> None:
@@ -26,8 +23,3 @@ def say(line: str, environ: Mapping[str, str]) -> None:
     from supervisor.cli.render import fold  # noqa: PLC0415
 
     print(fold(line, terminal_width(environ)) if sys.stdout.isatty() else line, flush=True)
-
-
-def _encodable(text: str) -> str:
-    """Write what is no UTF-8, such as a file's name, as JSON's escapes."""
-    return text if text.isascii() else text.encode("utf-8", "backslashreplace").decode()
