@@ -33,6 +33,10 @@ class Undeleted(NamedTuple):
     files: int
     example: str
 
+    def named(self, what: str) -> str:
+        """Say which, by name when it is one file, else as so many of ``what``."""
+        return self.example if self.files == 1 else f"{self.files} {what} ({self.example}, …)"
+
 
 class Cleanup:
     """Deletes stored outputs that are old enough; ``undeleted`` is what it could not."""
@@ -91,12 +95,11 @@ class Cleanup:
     def _report(self, undeleted: tuple[Undeleted, ...]) -> None:
         known = {reason.cause for reason in self.undeleted}
         self.undeleted = undeleted
-        for cause, count, example in undeleted:
-            if cause not in known:
-                files = example if count == 1 else f"{count} files ({example}, …)"
+        for reason in undeleted:
+            if reason.cause not in known:
                 self._tell(
                     SupervisorError(
-                        f"Cannot delete {files} after the upload: {cause}",
+                        f"Cannot delete {reason.named('files')} after the upload: {reason.cause}",
                         hint="they are stored, and deleted as soon as that is allowed",
                     )
                 )

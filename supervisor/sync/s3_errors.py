@@ -124,11 +124,11 @@ def _client_error(exc: ClientError, bucket: str, doing: str) -> TransferError:
     if code in _WRONG_REGION:
         return _elsewhere(bucket)
     if code in _WRONG_BUCKET:
-        return TargetRefusedError(
-            f"Cannot upload to the bucket {bucket}: there is no such bucket ({code})",
+        return _to_mend(
+            bucket,
+            f"there is no such bucket ({code})",
             reason="no-bucket",
             hint="check [sync] bucket (R2_BUCKET), endpoint (R2_ENDPOINT) and region",
-            act=True,
         )
     if code == "RequestTimeTooSkewed":
         return TargetRefusedError(
@@ -147,31 +147,37 @@ def _client_error(exc: ClientError, bucket: str, doing: str) -> TransferError:
 
 def key_refused(bucket: str, code: str) -> TargetRefusedError:
     """Say that nothing is taken with this key."""
-    return TargetRefusedError(
-        f"Cannot upload to the bucket {bucket}: the key was refused ({code})",
+    return _to_mend(
+        bucket,
+        f"the key was refused ({code})",
         reason="auth",
         hint="check R2_ACCESS_KEY_ID and R2_SECRET_ACCESS_KEY and that they may write",
-        act=True,
     )
 
 
 def no_s3(bucket: str) -> TargetRefusedError:
     """Say that the answers are not those of an S3 server: it tells an ETag of what it has."""
-    return TargetRefusedError(
-        f"Cannot upload to the bucket {bucket}: what answers at the endpoint is no S3 server",
+    return _to_mend(
+        bucket,
+        "what answers at the endpoint is no S3 server",
         reason="endpoint",
         hint="check [sync] endpoint (R2_ENDPOINT: https://ACCOUNT.r2.cloudflarestorage.com)",
-        act=True,
     )
 
 
 def _elsewhere(bucket: str) -> TargetRefusedError:
-    return TargetRefusedError(
-        f"Cannot upload to the bucket {bucket}: it is in another region",
+    return _to_mend(
+        bucket,
+        "it is in another region",
         reason="region",
         hint="check [sync] region (R2: auto) and endpoint (R2_ENDPOINT)",
-        act=True,
     )
+
+
+def _to_mend(bucket: str, cause: str, *, reason: str, hint: str) -> TargetRefusedError:
+    """Refuse everything until a person has done what ``hint`` says."""
+    message = f"Cannot upload to the bucket {bucket}: {cause}"
+    return TargetRefusedError(message, reason=reason, hint=hint, act=True)
 
 
 def _retry_after_s(exc: ClientError) -> float | None:

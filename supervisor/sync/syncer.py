@@ -297,9 +297,8 @@ class Syncer:
         told = [*why(watched, queued, self._outcomes.failed, refused=refused)]
         if more := self._running.tracker.spilled:
             told.append(f"{more} more files wait for their turn")
-        for cause, count, example in self._running.cleanup.undeleted:
-            named = example if count == 1 else f"{count} stored files ({example}, …)"
-            told.append(f"{named} cannot be deleted: {cause}")
+        undeleted = self._running.cleanup.undeleted
+        told += [f"{r.named('stored files')} cannot be deleted: {r.cause}" for r in undeleted]
         return told
 
     def _hurry(self, *, stay: bool = False) -> None:
